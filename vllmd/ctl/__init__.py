@@ -1,0 +1,1 @@
+"""vllmctl: the command line. Synchronous, small, and quick to start."""

@@ -1,0 +1,1 @@
+"""Everything that touches vLLM: its environment, its process, its health."""

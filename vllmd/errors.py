@@ -1,0 +1,194 @@
+"""Every failure vllmd knows by name, and what each one means to HTTP and to the shell.
+
+VllmdError
+├── ConfigError              the configuration cannot be used; carries every problem found
+├── AddressError             an address that is none, or cannot be listened on
+├── RequestError             the client asked for something impossible
+│   ├── ModelNotFound
+│   ├── RouteNotFound
+│   ├── MethodNotAllowed
+│   ├── BodyTooLarge
+│   └── Denied
+├── Unavailable              vllmd cannot serve now; later it may
+│   ├── Overloaded
+│   ├── NotReady
+│   └── EngineFailed
+├── EngineError              the engine did something wrong
+│   ├── EngineUnreachable    nothing came back: the request may be sent again
+│   ├── StreamBroken         the answer began and did not end as it should
+│   └── ProbeFailed          a health check without a token
+├── InstallError             the engine's environment could not be built
+└── DaemonUnreachable        vllmctl found nobody at the address
+
+A message says what happened; a hint says what to do about it. Both are shown to people, so neither ever holds a
+traceback. `OUTCOMES` is the only place that maps an error to an HTTP status, an OpenAI error type and an exit status.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What vllmctl tells the shell (cli.md §5.5; 3 and 4 follow LSB, 124 follows coreutils' timeout)."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    NOT_RUNNING = 3
+    DENIED = 4
+    TIMEOUT = 124
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+
+
+class VllmdError(Exception):
+    """Any failure that vllmd foresees.
+
+    Args:
+        message: what happened, one sentence without a final full stop.
+        hint: what to do about it; empty when there is nothing sensible to say.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(VllmdError):
+    """The configuration cannot be used.
+
+    Args:
+        problems: one finished sentence each, in the order in which they stand in the file.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems), hint="mend the lines above; nothing was started or changed")
+        self.problems = problems
+
+
+class AddressError(VllmdError):
+    """An address that cannot be read, or cannot be listened on."""
+
+
+class RequestError(VllmdError):
+    """The client asked for something impossible.
+
+    Args:
+        param: the field of the request that is at fault, if it is one.
+    """
+
+    def __init__(self, message: str, hint: str = "", param: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.param = param
+
+
+class ModelNotFound(RequestError):
+    """No configured model has this name."""
+
+
+class RouteNotFound(RequestError):
+    """Nothing is served at this path."""
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, the method does not fit."""
+
+
+class BodyTooLarge(RequestError):
+    """The request's body is over `limits.body_bytes`."""
+
+
+class Denied(RequestError):
+    """The caller may not do this."""
+
+
+class Unavailable(VllmdError):
+    """vllmd cannot serve the request now.
+
+    Args:
+        retry_after_s: seconds after which a new try makes sense; None when nobody knows.
+    """
+
+    def __init__(self, message: str, hint: str = "", retry_after_s: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    """The queue is full."""
+
+
+class NotReady(Unavailable):
+    """The model did not become ready in the time that the request could wait."""
+
+
+class EngineFailed(Unavailable):
+    """The supervisor has given up on the engine; the message is its verdict."""
+
+
+class EngineError(VllmdError):
+    """The engine did something wrong."""
+
+
+class EngineUnreachable(EngineError):
+    """The engine gave no answer at all, so that the same request can be sent again."""
+
+
+class StreamBroken(EngineError):
+    """The engine's answer began and did not end as an answer should."""
+
+
+class ProbeFailed(EngineError):
+    """A health check that brought no token."""
+
+
+class InstallError(VllmdError):
+    """The engine's environment could not be built."""
+
+
+class DaemonUnreachable(VllmdError):
+    """Nobody answers at the address that vllmctl was given."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an error means outside: HTTP status, OpenAI's error type, a code, an exit status."""
+
+    status: int
+    type: str
+    code: str
+    exit_status: ExitStatus
+
+
+OUTCOMES: dict[type[VllmdError], Outcome] = {
+    VllmdError: Outcome(500, "server_error", "internal_error", ExitStatus.ERROR),
+    ConfigError: Outcome(500, "server_error", "config_error", ExitStatus.USAGE),
+    AddressError: Outcome(500, "server_error", "address_error", ExitStatus.USAGE),
+    RequestError: Outcome(400, "invalid_request_error", "invalid_request", ExitStatus.ERROR),
+    ModelNotFound: Outcome(404, "invalid_request_error", "model_not_found", ExitStatus.ERROR),
+    RouteNotFound: Outcome(404, "invalid_request_error", "route_not_found", ExitStatus.ERROR),
+    MethodNotAllowed: Outcome(405, "invalid_request_error", "method_not_allowed", ExitStatus.ERROR),
+    BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large", ExitStatus.ERROR),
+    Denied: Outcome(403, "permission_error", "denied", ExitStatus.DENIED),
+    Overloaded: Outcome(503, "server_error", "overloaded", ExitStatus.ERROR),
+    NotReady: Outcome(503, "server_error", "not_ready", ExitStatus.NOT_RUNNING),
+    EngineFailed: Outcome(503, "server_error", "engine_failed", ExitStatus.ERROR),
+    EngineError: Outcome(502, "server_error", "engine_error", ExitStatus.ERROR),
+    InstallError: Outcome(500, "server_error", "install_failed", ExitStatus.ERROR),
+    DaemonUnreachable: Outcome(503, "server_error", "unreachable", ExitStatus.NOT_RUNNING),
+}
+
+_EXIT_BY_CODE = {outcome.code: outcome.exit_status for outcome in OUTCOMES.values()}
+_EXIT_BY_STATUS = {401: ExitStatus.DENIED, 403: ExitStatus.DENIED}
+
+
+def outcome_of(error: VllmdError) -> Outcome:
+    """What `error` means outside: its own row of `OUTCOMES`, else that of its nearest ancestor."""
+    return next(OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES)
+
+
+def exit_status_of(code: object, http_status: int) -> ExitStatus:
+    """The exit status for an error body's `code`, or for the HTTP status where the code is the engine's own."""
+    known = _EXIT_BY_CODE.get(code) if isinstance(code, str) else None
+    return known or _EXIT_BY_STATUS.get(http_status, ExitStatus.ERROR)
