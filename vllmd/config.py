@@ -1,0 +1,264 @@
+"""The daemon's configuration: frozen dataclasses, and the one place where it is checked.
+
+`parse` is pure: a table in, a `Config` out, or a `ConfigError` that lists every problem. `load` adds the file. Every
+key, its default and its meaning stand here once; `etc/vllmd/vllmd.toml` shows them all and a test compares the two.
+vLLM's own flags are never mirrored: `[models.NAME.args]` goes through untouched.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from vllmd import address
+from vllmd.errors import AddressError, ConfigError
+from vllmd.lifecycle import Policy
+from vllmd.settings import Problem, join, nearest, option, read
+
+RESERVED_FLAGS = {
+    "uds": "vllmd chooses the engine's private socket",
+    "host": "the engine has no TCP port; clients use [listen]",
+    "port": "the engine has no TCP port; clients use [listen]",
+    "api-key": "vllmd guards the door itself",
+    "served-model-name": "the table's own name is what the model is served as",
+    "model": "write it as `model = …` beside `args`",
+}
+"""Flags of `vllm serve` that would break a promise of vllmd's, and why."""
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where clients come in. Sockets passed by systemd take the place of both."""
+
+    tcp: str = option("127.0.0.1:8080", "TCP address; empty: none")
+    unix: str = option("", "Unix socket; empty: /run/vllmd/vllmd.sock, for a user $XDG_RUNTIME_DIR/vllmd/vllmd.sock")
+    unix_mode: str = option("0660", "permissions of the Unix socket, octal")
+    unix_group: str = option("", "group of the Unix socket; empty: the daemon's own")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Directories. Empty means: what systemd gives, else the usual place for root or for a user."""
+
+    state: str = option("", "environments and what must survive a restart; /var/lib/vllmd")
+    runtime: str = option("", "the engines' private sockets; /run/vllmd/engines")
+    cache: str = option("", "caches of vLLM, Triton, Inductor and Hugging Face; /var/cache/vllmd")
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """Which vLLM, and where it is installed."""
+
+    requirement: str = option("vllm==0.33.0", "the pinned requirement of the engine's own virtual environment")
+    python: str = option("", "interpreter to build it with; empty: the one that runs vllmd")
+    path: str = option("", "use the vLLM in this virtual environment as it is, and install nothing")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the simple door fills in when the client leaves it out."""
+
+    temperature: float = option(0.7, "sampling temperature", minimum=0, maximum=2)
+    max_tokens: int = option(512, "the longest answer, in tokens", minimum=1)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Requests that wait for an engine."""
+
+    wait_s: float = option(900.0, "seconds a request may wait for its model", minimum=0)
+    limit: int = option(256, "requests that may wait at once; one more gets 503", minimum=0)
+    status_after_s: float = option(5.0, "seconds after which a waiting stream gets status comments", minimum=0)
+
+
+@dataclass(frozen=True)
+class Sse:
+    """Server-sent events."""
+
+    keepalive_s: float = option(15.0, "seconds of silence after which a stream gets a comment", minimum=0.05)
+
+
+@dataclass(frozen=True)
+class Relay:
+    """Streams between engine and client."""
+
+    stall_s: float = option(300.0, "seconds of silence after which an engine's stream counts as broken", minimum=0.05)
+    drain_s: float = option(30.0, "seconds that running streams get to finish when vllmd stops", minimum=0)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Requests whose engine died before the first byte."""
+
+    limit: int = option(2, "times such a request is sent again", minimum=0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may send."""
+
+    body_bytes: int = option(32 * 1024 * 1024, "largest request body, in bytes", minimum=1024)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may administer, apart from root and the daemon's own user."""
+
+    admin_group: str = option("", "members of this group may load, unload and restart over the Unix socket")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model and the engine that serves it."""
+
+    model: str = option("", "what vLLM loads: a Hugging Face name or a directory")
+    default: bool = option(False, "serve requests that name no model; needed when there are several")
+    args: Mapping[str, Any] = option({}, "flags of `vllm serve`, passed through: max-model-len = 2048")
+    env: Mapping[str, Any] = option({}, "environment variables of this engine")
+
+
+BUILT_IN_MODELS = {
+    "qwen2-7b-instruct": Model("Qwen/Qwen2-7B-Instruct", default=True, args={"max-model-len": 2048}),
+}
+"""What is served when the configuration names no model."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it."""
+
+    listen: Listen = Listen()
+    paths: Paths = Paths()
+    environment: EnvironmentSettings = EnvironmentSettings()
+    supervision: Policy = Policy()
+    defaults: Defaults = Defaults()
+    queue: Queue = Queue()
+    sse: Sse = Sse()
+    relay: Relay = Relay()
+    replay: Replay = Replay()
+    limits: Limits = Limits()
+    access: Access = Access()
+    models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
+
+    @property
+    def default_model(self) -> str:
+        """The name of the model that serves requests which name none."""
+        return next(name for name, model in self.models.items() if model.default)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "listen": Listen,
+    "paths": Paths,
+    "environment": EnvironmentSettings,
+    "supervision": Policy,
+    "defaults": Defaults,
+    "queue": Queue,
+    "sse": Sse,
+    "relay": Relay,
+    "replay": Replay,
+    "limits": Limits,
+    "access": Access,
+}
+
+
+def load(path: Path) -> Config:
+    """Reads and checks the file at `path`.
+
+    Raises:
+        ConfigError: it cannot be read, is not TOML, or says something impossible; every problem is listed.
+    """
+    try:
+        return parse(tomli.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from None
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
+
+
+def parse(table: Mapping[str, Any]) -> Config:
+    """Checks a table and makes a `Config` of it.
+
+    Raises:
+        ConfigError: with all problems, each beginning with the key path it is about.
+    """
+    problems = [
+        Problem(key, f"unknown table{nearest(key, [*SECTIONS, 'models'])}")
+        for key in table
+        if key not in SECTIONS and key != "models"
+    ]
+    sections = {name: read(cls, table.get(name, {}), name, problems) for name, cls in SECTIONS.items()}
+    models = _models(table["models"], problems) if "models" in table else dict(BUILT_IN_MODELS)
+    config = Config(**sections, models=models)
+    problems += _check_listen(config.listen)
+    if problems:
+        raise ConfigError([str(problem) for problem in problems])
+    return config
+
+
+def _models(table: object, problems: list[Problem]) -> dict[str, Model]:
+    if not isinstance(table, Mapping) or not table:
+        problems.append(Problem("models", "expected tables like [models.my-model]"))
+        return {}
+    models = {name: read(Model, each, f"models.{name}", problems) for name, each in table.items()}
+    for name, model in models.items():
+        problems += _check_model(f"models.{name}", name, model)
+    return _with_default(models, problems)
+
+
+def _check_model(path: str, name: str, model: Model) -> list[Problem]:
+    problems = []
+    if not name.strip():
+        problems.append(Problem(path, "a model needs a name"))
+    if not model.model:
+        problems.append(Problem(join(path, "model"), "missing: a Hugging Face name or a directory"))
+    elif model.model.startswith(("/", "./", "~")) and not Path(model.model).expanduser().is_dir():
+        problems.append(Problem(join(path, "model"), f"the directory {model.model} does not exist"))
+    for flag in model.args:
+        reason = RESERVED_FLAGS.get(flag.replace("_", "-").lstrip("-"))
+        if reason:
+            problems.append(Problem(join(path, f"args.{flag}"), f"not to be set here: {reason}"))
+    for variable, value in model.env.items():
+        if not isinstance(value, str):
+            problems.append(Problem(join(path, f"env.{variable}"), f"expected a string, found {value!r}"))
+    return problems
+
+
+def _with_default(models: dict[str, Model], problems: list[Problem]) -> dict[str, Model]:
+    if len(models) == 1:
+        return {name: replace(model, default=True) for name, model in models.items()}
+    defaults = [name for name, model in models.items() if model.default]
+    if len(defaults) != 1:
+        found = "none is" if not defaults else f"{len(defaults)} are"
+        problems.append(Problem("models", f"exactly one model must say `default = true`, {found}"))
+    return models
+
+
+def _check_listen(listen: Listen) -> list[Problem]:
+    problems = []
+    for key, text in (("tcp", listen.tcp), ("unix", listen.unix)):
+        if complaint := _address_complaint(key, text):
+            problems.append(Problem(f"listen.{key}", complaint))
+    try:
+        int(listen.unix_mode, 8)
+    except ValueError:
+        problems.append(Problem("listen.unix_mode", f"expected octal digits like 0660, found {listen.unix_mode!r}"))
+    return problems
+
+
+def _address_complaint(key: str, text: str) -> str:
+    """What is wrong with an address of `[listen]`; empty if nothing is."""
+    if not text:
+        return ""
+    try:
+        parsed = address.parse(text)
+    except AddressError as error:
+        return f"{error.message}; {error.hint}"
+    if isinstance(parsed, address.UnixAddress) is not (key == "unix"):
+        return f"{text!r} belongs in listen.{'tcp' if key == 'unix' else 'unix'}"
+    if isinstance(parsed, address.TcpAddress) and not parsed.is_loopback:
+        return f"{text!r} can be reached from other machines, and vllmd has no keys to guard it; listen on 127.0.0.1"
+    return ""

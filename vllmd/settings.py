@@ -1,0 +1,116 @@
+"""Frozen dataclasses whose fields describe themselves, read from plain tables with every mistake listed at once.
+
+A field made with `option` carries its explanation and its bounds. `read` walks the fields of a dataclass beside a table
+(as TOML or JSON gives it): an unknown key is named together with the nearest known one, a wrong type or a number out of
+bounds is named with what was expected, and reading goes on, so that one run shows all mistakes. The configuration and
+the simple door's request bodies are both read this way.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+T = TypeVar("T")
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple[str, ...]: "a list of strings",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong at one place of a table; reads as one line."""
+
+    place: str
+    complaint: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.complaint}"
+
+
+def option(default: Any, doc: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+    """A dataclass field with a default, an explanation and bounds (inclusive, in the unit that its name ends in)."""
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean …?)` with the known word closest to `word`, or an empty string."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def join(path: str, key: str) -> str:
+    """The key path of `key` in the table at `path`."""
+    return f"{path}.{key}" if path else key
+
+
+def read(cls: type[T], table: object, path: str, problems: list[Problem]) -> T:
+    """Builds a `cls` from `table`; what is wrong goes to `problems` and keeps its default.
+
+    Args:
+        cls: a dataclass whose fields were made with `option`.
+        table: keys and values; anything but a mapping is a problem itself.
+        path: the key path of this table for messages; empty at the top.
+        problems: what is wrong is added here.
+    """
+    if not isinstance(table, Mapping):
+        problems.append(Problem(path, f"expected a table, found {table!r}"))
+        return cls()
+    hints = get_type_hints(cls)
+    known: dict[str, Field[Any]] = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        kind = _required(hints.get(key))
+        if key not in known:
+            problems.append(Problem(join(path, key), f"unknown key{nearest(key, known)}"))
+        elif complaint := _complaint(value, kind, known[key].metadata):
+            problems.append(Problem(join(path, key), complaint))
+        else:
+            values[key] = _convert(value, kind)
+    return cls(**values)
+
+
+def _required(hint: Any) -> Any:
+    """`int | None` → `int`: a table cannot hold None, absence says it."""
+    if isinstance(hint, UnionType):
+        return next(each for each in get_args(hint) if each is not NoneType)
+    return hint
+
+
+def _complaint(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str:
+    if not _fits(value, kind):
+        return f"expected {_WORDS.get(kind, 'a table')}, found {value!r}"
+    minimum, maximum = metadata["minimum"], metadata["maximum"]
+    if minimum is not None and value < minimum:
+        return f"{value!r} is too small, the least is {minimum:g}"
+    if maximum is not None and value > maximum:
+        return f"{value!r} is too large, the most is {maximum:g}"
+    return ""
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    if kind == tuple[str, ...]:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return isinstance(value, Mapping)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if kind is float:
+        return float(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,257 @@
+"""The life of one engine, as a table.
+
+`step(engine, event, policy) -> (engine, effects)` is the only place where anything about an engine is decided. It does
+no I/O and knows no clock: what happened comes in as an event, what to do about it goes out as effects, and the
+supervisor carries the one to the other. Four ideas keep it honest:
+
+Epoch.  Every change of state raises `Engine.epoch`. Timers and probes carry the epoch in which they began, and news of
+another epoch changes nothing: a start-up timer that rings late cannot kill a stopping engine, a late probe of a dead
+process cannot mark its successor ready. Exits carry the generation instead: a process ends once, whatever the state.
+
+after_stop.  Restart, unload and "replace it, it is sick" are one state, STOPPING, with different destinations. There is
+no wish beside the state that could contradict it.
+
+Forgiveness.  A crash is forgotten only after READY has lasted for `stable_after_s`. A model that loads and dies on its
+first request therefore runs out of restarts instead of restarting for ever. An operator's restart is no crash.
+
+Stall.  A start may take as long as it likes while something moves. Only `startup_stall_s` without a sign of progress
+makes it a failure.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from vllmd.lifecycle import (
+    Effect,
+    Engine,
+    Event,
+    Exited,
+    Kill,
+    Load,
+    Policy,
+    Probe,
+    ProbeFailed,
+    ProbeOk,
+    Progressed,
+    Restart,
+    SetTimer,
+    Spawn,
+    State,
+    Terminate,
+    Timer,
+    TimerFired,
+    Unload,
+    Verdict,
+)
+
+Step = tuple[Engine, tuple[Effect, ...]]
+
+STARTUP_PROBE_INTERVAL_S = 0.5
+"""A starting engine refuses connections until it is ready, so asking often is cheap."""
+
+
+# ── moves that several rows share ──
+
+
+def _spawn(engine: Engine, policy: Policy) -> Step:
+    generation = engine.generation + 1
+    effects = (
+        Spawn(generation),
+        SetTimer(Timer.STALL, policy.startup_stall_s),
+        Probe(STARTUP_PROBE_INTERVAL_S),
+    )
+    return replace(engine, state=State.STARTING, generation=generation, probe_failures=0), effects
+
+
+def _stop(engine: Engine, then: State, policy: Policy) -> Step:
+    effects = (Terminate(), SetTimer(Timer.STOP, policy.stop_timeout_s))
+    return replace(engine, state=State.STOPPING, after_stop=then), effects
+
+
+def _blame(engine: Engine, verdict: Verdict, policy: Policy) -> Engine:
+    """Counts a failure; `after_stop` then says whether another try is worth it."""
+    crashes = engine.crashes + 1
+    hopeless = verdict.permanent or crashes > policy.restart_limit
+    return replace(engine, crashes=crashes, verdict=verdict, after_stop=State.FAILED if hopeless else State.BACKOFF)
+
+
+def _rest(engine: Engine, policy: Policy) -> Step:
+    """Goes where `after_stop` leads, now that nothing is alive."""
+    if engine.after_stop is State.STARTING:
+        return _spawn(engine, policy)
+    if engine.after_stop is State.BACKOFF:
+        pause = SetTimer(Timer.BACKOFF, policy.backoff_s(engine.crashes))
+        return replace(engine, state=State.BACKOFF), (pause,)
+    return replace(engine, state=engine.after_stop), ()
+
+
+def _replace_sick(engine: Engine, verdict: Verdict, policy: Policy) -> Step:
+    blamed = _blame(engine, verdict, policy)
+    return _stop(blamed, blamed.after_stop, policy)
+
+
+# ── the rows ──
+
+
+def _load(engine: Engine, event: Event, policy: Policy) -> Step:
+    return _spawn(replace(engine, crashes=0), policy)
+
+
+def _unload_dead(engine: Engine, event: Event, policy: Policy) -> Step:
+    return replace(engine, state=State.STOPPED, crashes=0), ()
+
+
+def _unload_alive(engine: Engine, event: Event, policy: Policy) -> Step:
+    return _stop(replace(engine, crashes=0), State.STOPPED, policy)
+
+
+def _restart_alive(engine: Engine, event: Event, policy: Policy) -> Step:
+    return _stop(replace(engine, crashes=0), State.STARTING, policy)
+
+
+def _unload_later(engine: Engine, event: Event, policy: Policy) -> Step:
+    return replace(engine, after_stop=State.STOPPED, crashes=0), ()
+
+
+def _load_later(engine: Engine, event: Event, policy: Policy) -> Step:
+    return replace(engine, after_stop=State.STARTING, crashes=0), ()
+
+
+def _exited(engine: Engine, event: Event, policy: Policy) -> Step:
+    assert isinstance(event, Exited)
+    return _rest(_blame(engine, event.verdict, policy), policy)
+
+
+def _exited_as_asked(engine: Engine, event: Event, policy: Policy) -> Step:
+    return _rest(engine, policy)
+
+
+def _moved(engine: Engine, event: Event, policy: Policy) -> Step:
+    return engine, (SetTimer(Timer.STALL, policy.startup_stall_s),)
+
+
+def _stalled(engine: Engine, event: Event, policy: Policy) -> Step:
+    silence = Verdict(
+        "stalled",
+        f"the start showed no sign of progress for {policy.startup_stall_s:g} s",
+        "read the engine's last lines; raise supervision.startup_stall_s if they say it was still working",
+    )
+    return _replace_sick(engine, silence, policy)
+
+
+def _not_yet(engine: Engine, event: Event, policy: Policy) -> Step:
+    return engine, (Probe(STARTUP_PROBE_INTERVAL_S),)
+
+
+def _became_ready(engine: Engine, event: Event, policy: Policy) -> Step:
+    effects = (SetTimer(Timer.STABLE, policy.stable_after_s), Probe(policy.probe_interval_s))
+    return replace(engine, state=State.READY, probe_failures=0), effects
+
+
+def _still_ready(engine: Engine, event: Event, policy: Policy) -> Step:
+    return engine, (Probe(policy.probe_interval_s),)
+
+
+def _probe_failed(engine: Engine, event: Event, policy: Policy) -> Step:
+    assert isinstance(event, ProbeFailed)
+    sick = replace(engine, probe_failures=engine.probe_failures + 1)
+    if sick.probe_failures >= policy.failure_threshold:
+        return _replace_sick(sick, _no_token(event.reason, sick.probe_failures), policy)
+    return replace(sick, state=State.UNHEALTHY), (Probe(min(policy.probe_interval_s, 1.0)),)
+
+
+def _no_token(reason: str, times: int) -> Verdict:
+    often = "once" if times == 1 else f"{times} times in a row"
+    return Verdict("hung", f"the engine failed its health check {often}: {reason}", "it is replaced by a new one")
+
+
+def _proved_stable(engine: Engine, event: Event, policy: Policy) -> Step:
+    return replace(engine, crashes=0), ()
+
+
+def _outstayed(engine: Engine, event: Event, policy: Policy) -> Step:
+    """Killing is repeated until the exit is reported: there is no other way out of STOPPING."""
+    return engine, (Kill(), SetTimer(Timer.STOP, policy.stop_timeout_s))
+
+
+def _try_again(engine: Engine, event: Event, policy: Policy) -> Step:
+    return _spawn(replace(engine, restarts=engine.restarts + 1), policy)
+
+
+Key = tuple[State, type[Event] | Timer]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an event does in a state, and every state it can lead to (for the diagram; a test holds both together)."""
+
+    act: Callable[[Engine, Event, Policy], Step]
+    leads_to: tuple[State, ...]
+
+
+_AFTER_STOP = (State.STOPPED, State.STARTING, State.BACKOFF, State.FAILED)
+_AFTER_CRASH = (State.BACKOFF, State.FAILED)
+
+TRANSITIONS: dict[Key, Row] = {
+    (State.STOPPED, Load): Row(_load, (State.STARTING,)),
+    (State.STOPPED, Restart): Row(_load, (State.STARTING,)),
+    (State.STARTING, Progressed): Row(_moved, (State.STARTING,)),
+    (State.STARTING, ProbeOk): Row(_became_ready, (State.READY,)),
+    (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING,)),
+    (State.STARTING, Timer.STALL): Row(_stalled, (State.STOPPING,)),
+    (State.STARTING, Exited): Row(_exited, _AFTER_CRASH),
+    (State.STARTING, Unload): Row(_unload_alive, (State.STOPPING,)),
+    (State.STARTING, Restart): Row(_restart_alive, (State.STOPPING,)),
+    (State.READY, ProbeOk): Row(_still_ready, (State.READY,)),
+    (State.READY, ProbeFailed): Row(_probe_failed, (State.UNHEALTHY, State.STOPPING)),
+    (State.READY, Timer.STABLE): Row(_proved_stable, (State.READY,)),
+    (State.READY, Exited): Row(_exited, _AFTER_CRASH),
+    (State.READY, Unload): Row(_unload_alive, (State.STOPPING,)),
+    (State.READY, Restart): Row(_restart_alive, (State.STOPPING,)),
+    (State.UNHEALTHY, ProbeOk): Row(_became_ready, (State.READY,)),
+    (State.UNHEALTHY, ProbeFailed): Row(_probe_failed, (State.UNHEALTHY, State.STOPPING)),
+    (State.UNHEALTHY, Exited): Row(_exited, _AFTER_CRASH),
+    (State.UNHEALTHY, Unload): Row(_unload_alive, (State.STOPPING,)),
+    (State.UNHEALTHY, Restart): Row(_restart_alive, (State.STOPPING,)),
+    (State.STOPPING, Exited): Row(_exited_as_asked, _AFTER_STOP),
+    (State.STOPPING, Timer.STOP): Row(_outstayed, (State.STOPPING,)),
+    (State.STOPPING, Load): Row(_load_later, (State.STOPPING,)),
+    (State.STOPPING, Restart): Row(_load_later, (State.STOPPING,)),
+    (State.STOPPING, Unload): Row(_unload_later, (State.STOPPING,)),
+    (State.BACKOFF, Timer.BACKOFF): Row(_try_again, (State.STARTING,)),
+    (State.BACKOFF, Load): Row(_load, (State.STARTING,)),
+    (State.BACKOFF, Restart): Row(_load, (State.STARTING,)),
+    (State.BACKOFF, Unload): Row(_unload_dead, (State.STOPPED,)),
+    (State.FAILED, Load): Row(_load, (State.STARTING,)),
+    (State.FAILED, Restart): Row(_load, (State.STARTING,)),
+    (State.FAILED, Unload): Row(_unload_dead, (State.STOPPED,)),
+}
+"""The truth about transitions. A pair that is not here changes nothing."""
+
+
+def step(engine: Engine, event: Event, policy: Policy) -> Step:
+    """What `event` makes of `engine`, and what has to be done about it.
+
+    Args:
+        engine: what is so far decided.
+        event: what happened; stale events and events without a row change nothing.
+        policy: how patient to be.
+
+    Returns:
+        The engine afterwards and the effects to carry out, in order.
+    """
+    row = TRANSITIONS.get((engine.state, event.timer if isinstance(event, TimerFired) else type(event)))
+    if row is None or _is_stale(engine, event):
+        return engine, ()
+    after, effects = row.act(engine, event, policy)
+    if after.state is not engine.state:
+        after = replace(after, epoch=engine.epoch + 1)
+    return after, effects
+
+
+def _is_stale(engine: Engine, event: Event) -> bool:
+    if isinstance(event, Exited):
+        return event.generation != engine.generation
+    if isinstance(event, Progressed | ProbeOk | ProbeFailed | TimerFired):
+        return event.epoch != engine.epoch
+    return False

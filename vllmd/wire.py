@@ -1,0 +1,177 @@
+"""What daemon and vllmctl say to each other in JSON: status, the simple door's request, error bodies, paths."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from vllmd.errors import EngineError, RequestError, VllmdError, outcome_of
+from vllmd.settings import Problem, option, read
+
+T = TypeVar("T")
+
+HEALTH = "/health"
+READY = "/ready"
+STATUS = "/api/status"
+EVENTS = "/api/events"
+PROMPT = "/api/prompt"
+WORKFLOW_RUNS = "/api/workflows/runs"
+CHAT_COMPLETIONS = "/v1/chat/completions"
+MODELS = "/v1/models"
+
+WAIT_HEADER = "X-Vllmd-Wait"
+"""`0`: answer 503 at once instead of waiting for the model."""
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One model as it is now.
+
+    Args:
+        name: what it is served as.
+        model: what vLLM loads.
+        state: a value of `lifecycle.State`.
+        default: whether it serves requests that name no model.
+        phase: what a starting engine is doing; None otherwise.
+        percent: how far the phase is, 0 to 100, where vLLM says so.
+        since: when the state began, Unix seconds.
+        pid: the process vllmd watches; None when there is none.
+        generation: how many engines were started.
+        restarts: restarts after failures since the daemon began.
+        running: requests that the engine works on.
+        held: requests that wait for it.
+        cause, reason, hint: the last verdict; empty when nothing has failed.
+    """
+
+    name: str
+    model: str = ""
+    state: str = "stopped"
+    default: bool = False
+    phase: str | None = None
+    percent: int | None = None
+    since: float = 0.0
+    pid: int | None = None
+    generation: int = 0
+    restarts: int = 0
+    running: int = 0
+    held: int = 0
+    cause: str = ""
+    reason: str = ""
+    hint: str = ""
+
+    def sentence(self, now: float | None = None) -> str:
+        """State, phase and age in a few words, such as `starting, loading weights 43 %, 41 s`."""
+        if self.state == "failed":
+            return f"failed: {self.reason}"
+        if self.state in ("ready", "stopped"):
+            return self.state
+        words = [self.state]
+        if self.phase and self.state == "starting":
+            words.append(self.phase if self.percent is None else f"{self.phase} {self.percent} %")
+        age_s = max(0.0, (time.time() if now is None else now) - self.since)
+        return ", ".join([*words, f"{age_s:.0f} s"])
+
+
+@dataclass(frozen=True)
+class Status:
+    """The daemon as it is now; `state` and `model` are those of the default model."""
+
+    version: str
+    state: str
+    model: str
+    since: float
+    addresses: tuple[str, ...]
+    models: tuple[ModelStatus, ...]
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> "Status":
+        """Reads what `to_json` wrote, also that of another version: unknown keys are passed over."""
+        models = tuple(_known(ModelStatus, each) for each in table.get("models", ()))
+        return _known(cls, {**table, "models": models, "addresses": tuple(table.get("addresses", ()))})
+
+
+def to_json(value: Status | ModelStatus) -> dict[str, Any]:
+    """A status as JSON has it."""
+    return asdict(value)
+
+
+def model_status(table: Mapping[str, Any]) -> ModelStatus:
+    """Reads one model's status, also that of another version."""
+    return _known(ModelStatus, table)
+
+
+def _known(cls: type[T], table: Mapping[str, Any]) -> T:
+    names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{key: value for key, value in table.items() if key in names})
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """The simple door's request; None stands for what the client left out."""
+
+    prompt: str = option("", "the question")
+    system: str | None = option(None, "the system prompt")
+    model: str | None = option(None, "the model's name")
+    temperature: float | None = option(None, "sampling temperature", minimum=0, maximum=2)
+    top_p: float | None = option(None, "nucleus sampling", minimum=0, maximum=1)
+    max_tokens: int | None = option(None, "the longest answer, in tokens", minimum=1)
+    stop: tuple[str, ...] | None = option(None, "strings that end the answer")
+    seed: int | None = option(None, "seed of the sampling")
+    stream: bool = option(True, "events as they come, or one JSON object at the end")
+
+    def messages(self) -> list[dict[str, str]]:
+        """The chat that the engine is asked to continue."""
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        return [*system, {"role": "user", "content": self.prompt}]
+
+
+_ENVELOPE = ("input", "output_only", "wait_for_completion", "workflow_id")
+
+
+def read_prompt(body: object) -> PromptRequest:
+    """Reads the body of `POST /api/prompt`.
+
+    Raises:
+        RequestError: it is no object, has no prompt, an unknown key, a wrong type or a value out of range.
+    """
+    if not isinstance(body, Mapping):
+        raise RequestError("the body is not a JSON object", 'send {"prompt": "…"}')
+    table = {key: value for key, value in body.items() if value is not None}
+    if isinstance(table.get("stop"), str):
+        table["stop"] = [table["stop"]]
+    problems: list[Problem] = []
+    request = read(PromptRequest, table, "", problems)
+    for problem in problems:
+        raise RequestError(str(problem), "see the list of fields in the manual", param=problem.place)
+    if not request.prompt.strip():
+        said = "prompt: it is empty" if "prompt" in table else "prompt: missing"
+        raise RequestError(said, 'send {"prompt": "your question"}', param="prompt")
+    return request
+
+
+def read_workflow_run(body: object) -> PromptRequest:
+    """Reads the body of `POST /api/workflows/runs`: the same request in model-compose's envelope.
+
+    Raises:
+        RequestError: as `read_prompt`, or the envelope has an unknown key or no `input`.
+    """
+    if not isinstance(body, Mapping) or "input" not in body:
+        raise RequestError("input: missing", 'send {"input": {"prompt": "…"}}', param="input")
+    for key in body:
+        if key not in _ENVELOPE:
+            raise RequestError(f"{key}: unknown key", f"known are {', '.join(_ENVELOPE)}", param=str(key))
+    return read_prompt(body["input"])
+
+
+def error_body(error: VllmdError) -> dict[str, Any]:
+    """An error as clients of OpenAI's API expect it, with whose it is and what to do about it."""
+    outcome = outcome_of(error)
+    body = {
+        "message": error.message,
+        "type": outcome.type,
+        "code": outcome.code,
+        "param": error.param if isinstance(error, RequestError) else None,
+        "source": "engine" if isinstance(error, EngineError) else "vllmd",
+        "hint": error.hint,
+    }
+    return {"error": body}
