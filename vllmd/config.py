@@ -132,7 +132,7 @@ class Config:
     listen: Listen = Listen()
     paths: Paths = Paths()
     environment: EnvironmentSettings = EnvironmentSettings()
-    supervision: Policy = Policy()
+    supervision: Policy = field(default_factory=Policy)
     defaults: Defaults = Defaults()
     queue: Queue = Queue()
     sse: Sse = Sse()
@@ -262,3 +262,33 @@ def _address_complaint(key: str, text: str) -> str:
     if isinstance(parsed, address.TcpAddress) and not parsed.is_loopback:
         return f"{text!r} can be reached from other machines, and vllmd has no keys to guard it; listen on 127.0.0.1"
     return ""
+
+
+def locate(config: Config, environ: Mapping[str, str], uid: int) -> Config:
+    """Fills in the directories and the socket that the file leaves open.
+
+    Args:
+        config: as `parse` made it.
+        environ: the daemon's environment; systemd names its directories there (systemd.exec(5)).
+        uid: the daemon's user.
+    """
+    runtime = address.runtime_directory(environ, uid)
+    paths = Paths(
+        state=config.paths.state or _given(environ, "STATE_DIRECTORY") or _own(environ, uid, "STATE"),
+        runtime=config.paths.runtime or _given(environ, "RUNTIME_DIRECTORY") or f"{runtime}/engines",
+        cache=config.paths.cache or _given(environ, "CACHE_DIRECTORY") or _own(environ, uid, "CACHE"),
+    )
+    unix = config.listen.unix or str(address.default_socket(environ, uid))
+    return replace(config, paths=paths, listen=replace(config.listen, unix=unix))
+
+
+def _given(environ: Mapping[str, str], name: str) -> str:
+    return environ.get(name, "").split(":")[0]
+
+
+def _own(environ: Mapping[str, str], uid: int, kind: str) -> str:
+    if uid == 0:
+        return {"STATE": "/var/lib/vllmd", "CACHE": "/var/cache/vllmd"}[kind]
+    home = environ.get("HOME", "/")
+    base = environ.get(f"XDG_{kind}_HOME") or {"STATE": f"{home}/.local/state", "CACHE": f"{home}/.cache"}[kind]
+    return f"{base}/vllmd"

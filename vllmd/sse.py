@@ -62,6 +62,12 @@ def _last_end(data: bytes) -> int:
     return end
 
 
+def events_in(block: bytes) -> list[bytes]:
+    """Cuts a block that ends where an event ends into its events, byte for byte."""
+    ends = [match.end() for match in _END_OF_EVENT.finditer(block)]
+    return [block[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
 class Decoder:
     """Reads the events of one stream."""
 

@@ -63,9 +63,14 @@ def _spawn(engine: Engine, policy: Policy) -> Step:
     return replace(engine, state=State.STARTING, generation=generation, probe_failures=0), effects
 
 
-def _stop(engine: Engine, then: State, policy: Policy) -> Step:
-    effects = (Terminate(), SetTimer(Timer.STOP, policy.stop_timeout_s))
-    return replace(engine, state=State.STOPPING, after_stop=then), effects
+def _stop(engine: Engine, how: Terminate | Kill, then: State, policy: Policy) -> Step:
+    return replace(engine, state=State.STOPPING, after_stop=then), (how, SetTimer(Timer.STOP, policy.stop_timeout_s))
+
+
+def _stop_as_asked(engine: Engine, then: State, policy: Policy) -> Step:
+    """Only a ready engine is asked to end. vLLM ignores SIGTERM in parts of its start, and hangs on it when sick."""
+    how = Terminate() if engine.state is State.READY else Kill()
+    return _stop(replace(engine, crashes=0), how, then, policy)
 
 
 def _blame(engine: Engine, verdict: Verdict, policy: Policy) -> Engine:
@@ -87,7 +92,7 @@ def _rest(engine: Engine, policy: Policy) -> Step:
 
 def _replace_sick(engine: Engine, verdict: Verdict, policy: Policy) -> Step:
     blamed = _blame(engine, verdict, policy)
-    return _stop(blamed, blamed.after_stop, policy)
+    return _stop(blamed, Kill(), blamed.after_stop, policy)
 
 
 # ── the rows ──
@@ -102,11 +107,11 @@ def _unload_dead(engine: Engine, event: Event, policy: Policy) -> Step:
 
 
 def _unload_alive(engine: Engine, event: Event, policy: Policy) -> Step:
-    return _stop(replace(engine, crashes=0), State.STOPPED, policy)
+    return _stop_as_asked(engine, State.STOPPED, policy)
 
 
 def _restart_alive(engine: Engine, event: Event, policy: Policy) -> Step:
-    return _stop(replace(engine, crashes=0), State.STARTING, policy)
+    return _stop_as_asked(engine, State.STARTING, policy)
 
 
 def _unload_later(engine: Engine, event: Event, policy: Policy) -> Step:

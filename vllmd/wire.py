@@ -1,5 +1,6 @@
 """What daemon and vllmctl say to each other in JSON: status, the simple door's request, error bodies, paths."""
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -59,17 +60,21 @@ class ModelStatus:
     reason: str = ""
     hint: str = ""
 
-    def sentence(self, now: float | None = None) -> str:
-        """State, phase and age in a few words, such as `starting, loading weights 43 %, 41 s`."""
+    @property
+    def summary(self) -> str:
+        """State, phase and reason in a few words, such as `starting, loading weights 43 %`."""
         if self.state == "failed":
             return f"failed: {self.reason}"
-        if self.state in ("ready", "stopped"):
+        if self.state != "starting" or not self.phase:
             return self.state
-        words = [self.state]
-        if self.phase and self.state == "starting":
-            words.append(self.phase if self.percent is None else f"{self.phase} {self.percent} %")
+        return f"starting, {self.phase}" + ("" if self.percent is None else f" {self.percent} %")
+
+    def sentence(self, now: float | None = None) -> str:
+        """The summary, with the age of a state that will pass: `starting, loading weights 43 %, 41 s`."""
+        if self.state in ("ready", "stopped", "failed"):
+            return self.summary
         age_s = max(0.0, (time.time() if now is None else now) - self.since)
-        return ", ".join([*words, f"{age_s:.0f} s"])
+        return f"{self.summary}, {age_s:.0f} s"
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,16 @@ class Status:
         """Reads what `to_json` wrote, also that of another version: unknown keys are passed over."""
         models = tuple(_known(ModelStatus, each) for each in table.get("models", ()))
         return _known(cls, {**table, "models": models, "addresses": tuple(table.get("addresses", ()))})
+
+
+def dumps(value: object) -> str:
+    """JSON in which text stays readable, unless it holds what UTF-8 cannot carry (half a surrogate pair)."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def to_json(value: Status | ModelStatus) -> dict[str, Any]:

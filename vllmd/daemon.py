@@ -1,0 +1,200 @@
+"""The composition root: arguments → configuration → objects wired → run → exit status. It knows everybody and decides
+nothing."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vllmd import __version__
+from vllmd.config import Config, load, locate
+from vllmd.engine.environment import ensure
+from vllmd.engine.feed import Feed
+from vllmd.engine.generation import Plan
+from vllmd.engine.supervisor import Supervisor
+from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
+from vllmd.lifecycle import Load
+from vllmd.notify import Notifier
+from vllmd.server.app import build
+from vllmd.server.calls import Calls
+from vllmd.server.sockets import addresses_of, listening, serving
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = Path("/etc/vllmd/vllmd.toml")
+
+CUT_SHORT_S = 5.0
+"""Seconds that clients whose calls were cut short get to take the error."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script `vllmd`; leaves the process."""
+    arguments = _parse(argv)
+    _log_to_stderr(arguments.verbose)
+    try:
+        config = locate(load(arguments.config), os.environ, os.getuid())
+        sys.exit(arguments.act(config, arguments))
+    except KeyboardInterrupt:
+        sys.exit(ExitStatus.INTERRUPTED)
+    except VllmdError as error:
+        for line in error.message.splitlines():
+            print(f"vllmd: {line}", file=sys.stderr)
+        if error.hint:
+            print(f"       {error.hint}", file=sys.stderr)
+        sys.exit(outcome_of(error).exit_status)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("vllmd", description="Runs vLLM as a service and streams its answers.")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--verbose", action="store_true", help="log more")
+    parser.add_argument("--version", action="version", version=f"vllmd {__version__}")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--check", dest="act", action="store_const", const=_check, help="check the configuration and exit"
+    )
+    what.add_argument(
+        "--install", dest="act", action="store_const", const=_install, help="build the engine's environment and exit"
+    )
+    parser.set_defaults(act=_serve)
+    return parser.parse_args(argv)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    # The journal has its own clock; a terminal or a file needs the time in the line.
+    stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
+    logging.basicConfig(
+        format=f"{stamp}%(levelname)s %(message)s", level=logging.DEBUG if verbose else logging.INFO, stream=sys.stderr
+    )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _check(config: Config, arguments: argparse.Namespace) -> int:
+    for name, model in config.models.items():
+        print(f"{name}: {model.model}{' (default)' if model.default else ''}")
+    print(f"{arguments.config}: no mistakes found")
+    return 0
+
+
+def _install(config: Config, arguments: argparse.Namespace) -> int:
+    if config.environment.path:
+        print(f"nothing to install: environment.path is {config.environment.path}")
+        return 0
+    settings = config.environment
+    install = ensure(settings.requirement, Path(config.paths.state) / "environments", settings.python, print)
+    print(_run(install).root)
+    return 0
+
+
+def _serve(config: Config, arguments: argparse.Namespace) -> int:
+    _run(serve(config))
+    return 0
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        import uvloop
+
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+async def serve(config: Config) -> None:
+    """Runs the daemon until SIGTERM or SIGINT, then ends every stream and every engine in order.
+
+    Raises:
+        AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
+    """
+    notifier, feed, calls = Notifier(), Feed(), Calls()
+    supervisors = _supervisors(config, feed, notifier)
+    with _signals() as signals, listening(config.listen, os.environ) as sockets:
+        app = build(config, supervisors, feed, calls, addresses_of(sockets))
+        async with _running(supervisors, config.default_model, feed, notifier), serving(app, sockets) as doors:
+            log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
+            for supervisor in supervisors.values():
+                supervisor.post(Load())
+            await signals.get()
+            log.info("stopping: running streams get %g s to finish", config.relay.drain_s)
+            notifier.stopping()
+            await doors.close()
+            await _drain(calls, config.relay.drain_s, signals)
+            await asyncio.gather(*(supervisor.close() for supervisor in supervisors.values()))
+    log.info("stopped")
+
+
+def _supervisors(config: Config, feed: Feed, notifier: Notifier) -> dict[str, Supervisor]:
+    def extend() -> None:
+        notifier.extend(config.supervision.startup_stall_s)
+
+    plans = [Plan(name, model, config.environment, config.paths, os.environ) for name, model in config.models.items()]
+    for plan in plans:
+        plan.check()
+    return {plan.name: Supervisor(plan, config.supervision, feed, extend) for plan in plans}
+
+
+@contextmanager
+def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
+    """SIGTERM and SIGINT as they come, instead of their default effect."""
+    loop, received = asyncio.get_running_loop(), asyncio.Queue[signal.Signals]()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received.put_nowait, number)
+    try:
+        yield received
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _running(
+    supervisors: Mapping[str, Supervisor], default: str, feed: Feed, notifier: Notifier
+) -> AsyncIterator[None]:
+    """Supervisors and the conversation with systemd, for as long as the block lasts."""
+    async with asyncio.TaskGroup() as group:
+        works = [each.run() for each in supervisors.values()]
+        works += [_tell_systemd(notifier, supervisors[default], feed), _feed_watchdog(notifier)]
+        tasks = [group.create_task(work) for work in works]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _tell_systemd(notifier: Notifier, supervisor: Supervisor, feed: Feed) -> None:
+    """READY=1 with the first token of the default model, and a STATUS= line for every change."""
+    while True:
+        status = supervisor.status
+        notifier.status(f"{status.name}: {status.summary}")
+        if supervisor.client is not None:
+            notifier.ready()
+        await feed.after(feed.last)
+
+
+async def _feed_watchdog(notifier: Notifier) -> None:
+    """Signs of life from the event loop; a blocked one gives none."""
+    while (interval_s := notifier.watchdog_interval_s) is not None:
+        notifier.watchdog()
+        await asyncio.sleep(interval_s)
+
+
+async def _drain(calls: Calls, drain_s: float, signals: "asyncio.Queue[signal.Signals]") -> None:
+    """Lets running calls finish for `drain_s` seconds; a second signal ends the patience."""
+    farewell = NotReady("vllmd is stopping", "ask again when it is back")
+    calls.close(farewell)
+    idle, hurry = asyncio.ensure_future(calls.wait_idle()), asyncio.ensure_future(signals.get())
+    await asyncio.wait([idle, hurry], timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    calls.cut_short(farewell)
+    await asyncio.wait([idle], timeout=CUT_SHORT_S)

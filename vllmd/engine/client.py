@@ -1,0 +1,108 @@
+"""Requests to one engine over its private Unix socket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from vllmd.errors import EngineUnreachable, StreamBroken
+
+KEEPALIVE_S = 3.0
+"""vLLM closes idle connections after 5 s; one that is reused must not be closed under the request."""
+
+_LOST = (aiohttp.ClientError, ConnectionError, OSError)
+_GONE = "the engine closed the connection before it answered"
+_CUT = "the engine closed the connection in the middle of its answer"
+
+
+class EngineClient:
+    """A pool of connections to one generation of an engine. An async context manager.
+
+    Args:
+        socket: where the engine listens.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._session: aiohttp.ClientSession | None = None
+        self.last_event_at = 0.0
+        """When the engine last sent part of an answer, in the event loop's time: the proof that tokens flow."""
+
+    async def __aenter__(self) -> "EngineClient":
+        connector = aiohttp.UnixConnector(str(self._socket), limit=0, keepalive_timeout=KEEPALIVE_S)
+        # No timeout of aiohttp's fits: a prefill may be silent for minutes. Who waits decides for how long.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
+        self._session = aiohttp.ClientSession(
+            "http://engine",
+            connector=connector,
+            timeout=timeout,
+            auto_decompress=False,
+            skip_auto_headers=["User-Agent"],
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    @asynccontextmanager
+    async def send(
+        self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator["EngineAnswer"]:
+        """Sends a request; leaving the block before the answer is read to its end cancels it in the engine.
+
+        Args:
+            method, path: as HTTP has them, the path with its query.
+            body: the bytes to send, unchanged.
+            headers: those to send beside what the connection needs.
+
+        Raises:
+            EngineUnreachable: no head of an answer came back.
+        """
+        assert self._session is not None
+        try:
+            response = await self._session.request(method, path, data=body, headers=headers)
+        except _LOST as error:
+            raise EngineUnreachable(_GONE, "it is started again; send the request again") from error
+        try:
+            yield EngineAnswer(response, self)
+        finally:
+            response.close()
+
+
+class EngineAnswer:
+    """What the engine answers: a head, and a body that is still on its way."""
+
+    def __init__(self, response: aiohttp.ClientResponse, client: EngineClient) -> None:
+        self._response = response
+        self._client = client
+        self.status = response.status
+        self.headers = response.headers
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the body is server-sent events."""
+        return self._response.content_type == "text/event-stream"
+
+    async def read(self) -> bytes:
+        """The whole body. Raises EngineUnreachable if it does not come whole: then nothing was passed on yet."""
+        try:
+            return await self._response.read()
+        except _LOST as error:
+            raise EngineUnreachable(_CUT) from error
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises StreamBroken if the connection ends before the body does."""
+        now = asyncio.get_running_loop().time
+        try:
+            async for chunk in self._response.content.iter_any():
+                self._client.last_event_at = now()
+                yield chunk
+        except _LOST as error:
+            raise StreamBroken(_CUT) from error
+
+    def abort(self) -> None:
+        """Closes the connection; who reads gets StreamBroken."""
+        self._response.close()

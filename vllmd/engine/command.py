@@ -1,0 +1,67 @@
+"""From a model's settings to the argv and the environment of `vllm serve`: the only place that spells a vLLM flag."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vllmd.config import Model
+
+OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+"""Variables that speak to vllmd alone; an engine that inherited them could answer systemd in its name."""
+
+FOREIGN = ("CREDENTIALS_DIRECTORY", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+"""Variables of vllmd's own surroundings that have no business in the engine's."""
+
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+"""A service does not phone home unless its administrator says so in `[models.NAME.env]`."""
+
+
+def serve(name: str, model: Model, *, python: Path, vllm: Path, socket: Path) -> tuple[str, ...]:
+    """The argv that serves `model` as `name` on the Unix socket `socket`.
+
+    Args:
+        python, vllm: the interpreter of the engine's environment and the `vllm` script in it. The script is given to
+            the interpreter as a file, so that an environment still works after it was moved.
+    """
+    source = str(Path(model.model).expanduser()) if model.model.startswith("~") else model.model
+    ours = ("--uds", str(socket), "--served-model-name", name)
+    return (str(python), str(vllm), "serve", source, *ours, *flags(model.args))
+
+
+def flags(args: Mapping[str, Any]) -> Iterator[str]:
+    """A table as command line flags: true → `--flag`, false → `--no-flag`, list → several values, table → JSON."""
+    for key, value in args.items():
+        flag = "--" + key.lstrip("-").replace("_", "-")
+        if value is True:
+            yield flag
+        elif value is False:
+            yield "--no-" + flag[2:]
+        elif isinstance(value, list):
+            yield from (flag, *map(str, value))
+        elif isinstance(value, Mapping):
+            yield from (flag, json.dumps(value))
+        else:
+            yield from (flag, str(value))
+
+
+def environ(base: Mapping[str, str], model: Model, *, directory: Path, cache: Path, binaries: Path) -> dict[str, str]:
+    """The engine's environment variables.
+
+    Args:
+        base: the daemon's own.
+        model: its `env` has the last word.
+        directory: this generation's own; vLLM leaks sockets and shared files into TMPDIR, they end with it.
+        cache: where everything goes that is worth keeping between generations.
+        binaries: the environment's `bin`, first in PATH for the compilers that vLLM calls.
+    """
+    inherited = {key: value for key, value in base.items() if key not in (*OURS, *FOREIGN)}
+    places = {
+        "PATH": f"{binaries}:{base.get('PATH', '/usr/bin:/bin')}",
+        "TMPDIR": str(directory / "tmp"),
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+    }
+    kept = {"HF_HOME": str(cache / "huggingface")} if "HF_HOME" not in base else {}
+    return {**inherited, **QUIET, **places, **kept, **model.env}

@@ -1,0 +1,62 @@
+"""What systemd is told (sd_notify(3)), in a few words. Without systemd every word is silently none."""
+
+import logging
+import os
+from collections.abc import Mapping
+
+from sdnotify import SystemdNotifier
+
+log = logging.getLogger(__name__)
+
+
+class Notifier:
+    """Speaks to the service manager that started the daemon, if one did.
+
+    Args:
+        environ: where `NOTIFY_SOCKET` and `WATCHDOG_USEC` are looked up.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._notifier = SystemdNotifier(debug=True) if environ.get("NOTIFY_SOCKET") else None
+        self._watchdog_usec = _watchdog_usec(environ)
+
+    @property
+    def watchdog_interval_s(self) -> float | None:
+        """Seconds between two signs of life, half of what systemd waits; None when nobody waits for them."""
+        return self._watchdog_usec / 2_000_000 if self._watchdog_usec else None
+
+    def ready(self) -> None:
+        """A token came out of the engine: units ordered after this one may start."""
+        self._say("READY=1")
+
+    def status(self, text: str) -> None:
+        """The line that `systemctl status` shows."""
+        self._say(f"STATUS={' '.join(text.split())}")
+
+    def extend(self, seconds: float) -> None:
+        """The start goes on: the start-up timeout begins anew and lasts `seconds`."""
+        self._say(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+
+    def watchdog(self) -> None:
+        """The event loop still turns."""
+        self._say("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """The daemon has begun to end."""
+        self._say("STOPPING=1")
+
+    def _say(self, state: str) -> None:
+        if self._notifier is None:
+            return
+        try:
+            self._notifier.notify(state)
+        except OSError as error:
+            log.warning("systemd did not take %s: %s", state.partition("=")[0], error)
+
+
+def _watchdog_usec(environ: Mapping[str, str]) -> int:
+    """`WATCHDOG_USEC`, if it is meant for this process (sd_watchdog_enabled(3))."""
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0
+    usec = environ.get("WATCHDOG_USEC", "0")
+    return int(usec) if usec.isdigit() else 0

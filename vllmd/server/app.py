@@ -1,0 +1,48 @@
+"""The route table and the order of the middleware: everything that is served, on one screen."""
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from vllmd import wire
+from vllmd.config import Config
+from vllmd.engine.feed import Feed
+from vllmd.engine.supervisor import Supervisor
+from vllmd.server import middleware
+from vllmd.server.calls import Calls
+from vllmd.server.control import Control
+from vllmd.server.openai import INFERENCE, OpenAI
+from vllmd.server.prompt import Prompt
+from vllmd.server.relay import Relay
+
+
+def build(
+    config: Config, supervisors: Mapping[str, Supervisor], feed: Feed, calls: Calls, addresses: tuple[str, ...]
+) -> web.Application:
+    """The application that all doors share."""
+    relay = Relay(config, supervisors, feed, calls)
+    openai = OpenAI(relay, supervisors, config.default_model)
+    prompt = Prompt(relay, config)
+    control = Control(config, supervisors, feed, calls, addresses)
+
+    app = web.Application(
+        middlewares=[middleware.request_id, middleware.errors], client_max_size=config.limits.body_bytes
+    )
+    app[middleware.BODY_BYTES] = config.limits.body_bytes
+    app.on_response_prepare.append(middleware.sign)
+    app.on_shutdown.append(control.dismiss)
+    app.add_routes(
+        [
+            *(web.post(path, openai.infer) for path in INFERENCE),
+            web.get(wire.MODELS, openai.models),
+            web.get(wire.MODELS + "/{name:.+}", openai.model),
+            web.post(wire.PROMPT, prompt.prompt),
+            web.post(wire.WORKFLOW_RUNS, prompt.workflow_run),
+            web.get(wire.HEALTH, control.health),
+            web.get(wire.READY, control.ready),
+            web.get(wire.STATUS, control.status),
+            web.get(wire.EVENTS, control.events),
+            web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
+        ]
+    )
+    return app

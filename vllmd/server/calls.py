@@ -1,0 +1,94 @@
+"""The requests for inference that are under way: who asks, of which model, waiting or running."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from vllmd.errors import VllmdError
+
+
+@dataclass(eq=False)
+class Call:
+    """One request for inference.
+
+    Args:
+        id: the request's id, in the answer's `X-Request-Id` and in vLLM's log.
+        who: who asks, for logs.
+        model: the model's name.
+        path: the engine's route.
+        body: what the engine is sent.
+        headers: those that the engine is sent.
+        stream: whether the answer comes as events.
+        may_wait: whether the client is willing to wait for the model.
+    """
+
+    id: str
+    who: str
+    model: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+    stream: bool
+    may_wait: bool
+    began_at: float = field(default_factory=time.monotonic)
+    sent_at: float | None = None
+    held: bool = False
+    ended_by: VllmdError | None = None
+    """Why vllmd itself cut it short; None while it did not."""
+
+
+class Calls:
+    """All calls under way. Leaving them one by one, or cutting them short, is how a daemon drains."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[Call, asyncio.Task[object]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed_by: VllmdError | None = None
+
+    @contextmanager
+    def under_way(self, call: Call) -> Iterator[None]:
+        """Counts `call` among those under way; it belongs to the current task. Raises what `close` was given."""
+        if self._closed_by is not None:
+            raise self._closed_by
+        task = asyncio.current_task()
+        assert task is not None, "a call is served by a task"
+        self._tasks[call] = task
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            del self._tasks[call]
+            if not self._tasks:
+                self._idle.set()
+
+    def count(self, model: str) -> tuple[int, int]:
+        """How many calls of `model` run in the engine, and how many wait for it."""
+        held = sum(call.held for call in self._tasks if call.model == model)
+        return sum(call.model == model for call in self._tasks) - held, held
+
+    @property
+    def held(self) -> int:
+        """How many calls wait for an engine."""
+        return sum(call.held for call in self._tasks)
+
+    async def wait_idle(self) -> None:
+        """Returns when no call is under way."""
+        await self._idle.wait()
+
+    def close(self, reason: VllmdError) -> None:
+        """Takes no more calls, and ends those that still wait, with `reason`; running ones go on."""
+        self._closed_by = reason
+        self._end([call for call in self._tasks if call.held], reason)
+
+    def cut_short(self, reason: VllmdError) -> None:
+        """Ends all calls with `reason`, which their clients are told."""
+        self._end(list(self._tasks), reason)
+
+    def _end(self, calls: list[Call], reason: VllmdError) -> None:
+        for call in calls:
+            if call.ended_by is None:
+                call.ended_by = reason
+                self._tasks[call].cancel()

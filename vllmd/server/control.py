@@ -1,0 +1,149 @@
+"""Watching and steering the daemon: health, readiness, status, events, load and unload."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse, sse_response
+
+from vllmd import __version__, wire
+from vllmd.config import Config
+from vllmd.engine.feed import Entry, Feed
+from vllmd.engine.supervisor import Supervisor
+from vllmd.errors import RequestError
+from vllmd.lifecycle import Load, Restart, State, Unload
+from vllmd.server.access import identify, require_administrator
+from vllmd.server.bodies import choose_model, json_response
+from vllmd.server.calls import Calls
+from vllmd.server.queue import not_ready
+from vllmd.wire import ModelStatus
+
+_ORDERS: dict[str, type[Load] | type[Unload] | type[Restart]] = {"load": Load, "unload": Unload, "restart": Restart}
+
+
+class Control:
+    """The handlers that ask about engines or give orders to supervisors.
+
+    Args:
+        config: who may administer, and which model is the default.
+        supervisors: one for each model.
+        feed: what happens to them.
+        calls: what they are working on.
+        addresses: where clients come in.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        supervisors: Mapping[str, Supervisor],
+        feed: Feed,
+        calls: Calls,
+        addresses: tuple[str, ...],
+    ) -> None:
+        self._config = config
+        self._supervisors = supervisors
+        self._feed = feed
+        self._calls = calls
+        self._since = time.time()
+        self._addresses = addresses
+        self._followers: set[asyncio.Task[object]] = set()
+
+    async def dismiss(self, app: web.Application) -> None:
+        """Ends the streams of `/api/events` (a shutdown handler of aiohttp's, which would wait for them)."""
+        for follower in self._followers:
+            follower.cancel()
+
+    async def health(self, request: web.Request) -> web.Response:
+        """200 while the event loop turns."""
+        return json_response({"status": "alive"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """200 only while the default model answers with tokens."""
+        supervisor = self._supervisors[self._config.default_model]
+        if supervisor.client is None:
+            raise not_ready(supervisor)
+        return json_response({"status": "ready", "model": supervisor.name})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Everything at a glance."""
+        models = tuple(self._status_of(each) for each in self._supervisors.values())
+        default = self._supervisors[self._config.default_model]
+        status = wire.Status(
+            version=__version__,
+            state=default.engine.state.value,
+            model=default.name,
+            since=self._since,
+            addresses=self._addresses,
+            models=models,
+        )
+        return json_response(wire.to_json(status))
+
+    def _status_of(self, supervisor: Supervisor) -> ModelStatus:
+        running, held = self._calls.count(supervisor.name)
+        return replace(supervisor.status, running=running, held=held)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Every change of state and phase: the present first, or what came after `Last-Event-ID`."""
+        last = _last_event_id(request)
+        async with (
+            self._following(),
+            sse_response(request, sep="\n", ping_interval=self._config.sse.keepalive_s) as stream,
+        ):
+            if last is None:
+                last = self._feed.last
+                await _send(stream, [Entry(last, each.status) for each in self._supervisors.values()])
+            while True:
+                entries, missed = await self._feed.after(min(last, self._feed.last))
+                if missed:
+                    await stream.send(wire.dumps({"missed": missed}), event="missed")
+                await _send(stream, entries)
+                last = entries[-1].number
+
+    @asynccontextmanager
+    async def _following(self) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        assert task is not None, "a request is served by a task"
+        self._followers.add(task)
+        try:
+            yield
+        finally:
+            self._followers.discard(task)
+
+    async def order(self, request: web.Request) -> web.Response:
+        """`POST /api/models/{name}/load`, `/unload`, `/restart`: 202 at once, or the outcome with `?wait=1`."""
+        require_administrator(identify(request), self._config.access.admin_group)
+        name = choose_model(request.match_info["name"], self._supervisors, self._config.default_model)
+        supervisor, verb = self._supervisors[name], request.match_info["verb"]
+        generation = supervisor.engine.generation
+        supervisor.post(_ORDERS[verb]())
+        if request.query.get("wait", "0") == "0":
+            return json_response({"model": name, "watch": wire.EVENTS}, status=202)
+        await self._outcome(supervisor, verb, generation)
+        return json_response(wire.to_json(self._status_of(supervisor)))
+
+    async def _outcome(self, supervisor: Supervisor, verb: str, generation: int) -> None:
+        """Waits until an order has come to its end. Raises EngineFailed or NotReady if that is not the one wanted."""
+        wanted = State.STOPPED if verb == "unload" else State.READY
+        fresh = generation + 1 if verb == "restart" else 0
+        await asyncio.sleep(0)  # the supervisor takes the order before its state means anything
+        while not (supervisor.engine.state is wanted and supervisor.engine.generation >= fresh):
+            if supervisor.engine.state in (State.FAILED, State.STOPPED) and supervisor.engine.generation >= fresh:
+                raise not_ready(supervisor)
+            await self._feed.after(self._feed.last)
+
+
+def _last_event_id(request: web.Request) -> int | None:
+    text = request.headers.get("Last-Event-ID")
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise RequestError(f"Last-Event-ID: expected a number, found {text!r}", param="Last-Event-ID")
+    return int(text)
+
+
+async def _send(stream: EventSourceResponse, entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        await stream.send(wire.dumps(wire.to_json(entry.status)), id=str(entry.number), event="model")

@@ -1,0 +1,135 @@
+"""How streams end, in each dialect that vLLM speaks, and how they ought to.
+
+vLLM reports the death of its engine core as an `error` event followed by `[DONE]`, and a shutdown as
+`finish_reason: "abort"` followed by `[DONE]`: to a client both look like success. `read` finds such endings in the
+bytes that pass, so that the relay can end the stream with an error instead. It is pure, and nearly free for ordinary
+events: one search for a few words; only an event that contains one of them is parsed.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vllmd import sse
+from vllmd.errors import VllmdError
+from vllmd.wire import dumps, error_body
+
+_SUSPICIOUS = re.compile(rb'"error"|"abort"|\[DONE\]|message_stop|response\.(?:completed|incomplete|failed)')
+_LAST_EVENTS = ("message_stop", "response.completed", "response.incomplete", "response.failed")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error that the engine reported inside its stream.
+
+    Args:
+        status: the HTTP status it would have had before the stream.
+        message: in the engine's words.
+        body: the engine's error object, as a JSON body.
+    """
+
+    status: int
+    message: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a block of whole events amounts to.
+
+    Args:
+        kept: the part that may be passed on.
+        done: the stream has come to its normal end.
+        fault: the stream has failed; what follows `kept` must not be passed on.
+    """
+
+    kept: bytes
+    done: bool = False
+    fault: Fault | None = None
+
+
+def read(block: bytes) -> Reading:
+    """Looks for an ending in a block of whole events."""
+    if not _SUSPICIOUS.search(block):
+        return Reading(block)
+    kept = b""
+    for event in sse.events_in(block):
+        fault = _fault(event)
+        if fault:
+            return Reading(kept, fault=fault)
+        kept += event
+        if _is_last(event):
+            return Reading(kept, done=True)
+    return Reading(kept)
+
+
+def _is_last(event: bytes) -> bool:
+    if not _SUSPICIOUS.search(event):
+        return False
+    return any(each.data == "[DONE]" or each.event in _LAST_EVENTS for each in sse.decode(event))
+
+
+def _fault(event: bytes) -> Fault | None:
+    if b'"error"' not in event and b'"abort"' not in event:
+        return None
+    for each in sse.decode(event):
+        table = _object(each.data)
+        if isinstance(table.get("error"), dict):
+            return _reported(table["error"])
+        if _was_aborted(table):
+            return Fault(503, "the engine was stopped before the answer was complete", b"")
+    return None
+
+
+def _object(data: str) -> dict[str, Any]:
+    try:
+        table = json.loads(data)
+    except ValueError:
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def _reported(error: dict[str, Any]) -> Fault:
+    code = error.get("code")
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return Fault(status, str(error.get("message") or "the engine reported an error"), dumps({"error": error}).encode())
+
+
+def _was_aborted(table: dict[str, Any]) -> bool:
+    choices = table.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("finish_reason") == "abort" for choice in choices
+    )
+
+
+def refusal(status: int, body: bytes) -> Fault:
+    """An error that the engine answered before any stream, its body unchanged."""
+    error = _object(body.decode(errors="replace")).get("error")
+    message = error.get("message") if isinstance(error, dict) else None
+    return Fault(status, str(message or f"the engine answered {status}"), body)
+
+
+# ── the error event, in each dialect ──
+
+
+def _openai(error: VllmdError) -> bytes:
+    return sse.encode(dumps(error_body(error)))
+
+
+def _messages(error: VllmdError) -> bytes:
+    return sse.encode(dumps({"type": "error", **error_body(error)}), event="error")
+
+
+def _responses(error: VllmdError) -> bytes:
+    body = error_body(error)["error"]
+    return sse.encode(dumps({**body, "type": "error", "sequence_number": 0}), event="error")
+
+
+_DIALECTS: dict[str, Callable[[VllmdError], bytes]] = {"/v1/messages": _messages, "/v1/responses": _responses}
+
+
+def error_event(path: str, error: VllmdError) -> bytes:
+    """The event that ends a stream of the route `path` with an error."""
+    return _DIALECTS.get(path, _openai)(error)

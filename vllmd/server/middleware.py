@@ -1,0 +1,84 @@
+"""What surrounds every request: an id, and errors in one shape."""
+
+import logging
+import re
+import uuid
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from vllmd import __version__
+from vllmd.errors import (
+    BodyTooLarge,
+    MethodNotAllowed,
+    RequestError,
+    RouteNotFound,
+    Unavailable,
+    VllmdError,
+    outcome_of,
+)
+from vllmd.server.bodies import REQUEST_ID, json_response
+from vllmd.wire import error_body
+
+log = logging.getLogger(__name__)
+
+SERVER = f"vllmd/{__version__}"
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+@web.middleware
+async def request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Keeps the client's `X-Request-Id`, or makes one; a client's that could break a log line is replaced."""
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return await handler(request)
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every failure into an error body; an unforeseen one is logged and told without its traceback."""
+    try:
+        return await handler(request)
+    except VllmdError as error:
+        return error_response(error)
+    except web.HTTPException as error:
+        return error_response(_named(request, error), error)
+    except ConnectionError:
+        raise  # the client is gone: aiohttp ends the connection quietly
+    except Exception:
+        log.exception("request %s: unforeseen error", request[REQUEST_ID])
+        mishap = VllmdError("vllmd made a mistake", f"its log says more about request {request[REQUEST_ID]}")
+        return error_response(mishap)
+
+
+def error_response(error: VllmdError, cause: web.HTTPException | None = None) -> web.Response:
+    """An error as HTTP: status, body, and the headers that belong to it."""
+    response = json_response(error_body(error), status=outcome_of(error).status)
+    if isinstance(error, Unavailable) and error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    if cause is not None and "Allow" in cause.headers:
+        response.headers["Allow"] = cause.headers["Allow"]
+    return response
+
+
+def _named(request: web.Request, error: web.HTTPException) -> VllmdError:
+    """One of aiohttp's own refusals, in our words."""
+    if isinstance(error, web.HTTPNotFound):
+        return RouteNotFound(f"nothing is served at {request.path}", "the routes are listed in the manual")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(f"{request.method} does not fit {request.path}", f"use {allowed}")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        limit = request.app[BODY_BYTES]
+        return BodyTooLarge(f"the body is over {limit} bytes", "send less, or raise limits.body_bytes")
+    return RequestError(error.reason)
+
+
+BODY_BYTES = web.AppKey("body_bytes", int)
+
+
+async def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Puts the daemon's name and the request's id on every response (a signal of aiohttp's, so streams too)."""
+    response.headers["Server"] = SERVER
+    if REQUEST_ID in request:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]

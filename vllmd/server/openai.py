@@ -1,0 +1,78 @@
+"""`/v1`: OpenAI's API (and Anthropic's messages), relayed to the engine that serves the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from vllmd import wire
+from vllmd.engine.supervisor import Supervisor
+from vllmd.errors import RequestError
+from vllmd.server.bodies import choose_model, json_response, make_call, read_json
+from vllmd.server.doors import PlainDoor
+from vllmd.server.relay import Relay
+
+INFERENCE = (
+    wire.CHAT_COMPLETIONS,
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/tokenize",
+    "/detokenize",
+)
+"""The engine's routes that clients reach. Its management and development routes are none of them."""
+
+
+class OpenAI:
+    """The handlers of `/v1`.
+
+    Args:
+        relay: carries the calls.
+        supervisors: one for each model.
+        default: the name of the model for requests that name none.
+    """
+
+    def __init__(self, relay: Relay, supervisors: Mapping[str, Supervisor], default: str) -> None:
+        self._relay = relay
+        self._supervisors = supervisors
+        self._default = default
+
+    async def infer(self, request: web.Request) -> web.StreamResponse:
+        """Relays a request for inference; its bytes pass unchanged."""
+        table = await read_json(request)
+        if not isinstance(table, Mapping):
+            raise RequestError("the body is not a JSON object")
+        call = make_call(
+            request,
+            model=choose_model(table.get("model"), self._supervisors, self._default),
+            path=request.path,
+            body=await request.read(),
+            stream=table.get("stream") is True,
+        )
+        door = PlainDoor(request)
+        await self._relay.carry(call, door)
+        assert door.response is not None, "a call that ends without an error has an answer"
+        return door.response
+
+    async def models(self, request: web.Request) -> web.Response:
+        """Every configured model, loaded or not, in OpenAI's shape with a `status`."""
+        return json_response({"object": "list", "data": [_card(each) for each in self._supervisors.values()]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """One model."""
+        name = choose_model(request.match_info["name"], self._supervisors, self._default)
+        return json_response(_card(self._supervisors[name]))
+
+
+def _card(supervisor: Supervisor) -> dict[str, Any]:
+    status = supervisor.status
+    return {
+        "id": supervisor.name,
+        "object": "model",
+        "created": int(status.since),
+        "owned_by": "vllmd",
+        "root": status.model,
+        "status": status.state,
+    }

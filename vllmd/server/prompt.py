@@ -1,0 +1,184 @@
+"""The simple door: a prompt in, text out. `/api/prompt`, and the same in model-compose's envelope."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse
+
+from vllmd import sse, wire
+from vllmd.config import Config
+from vllmd.errors import StreamBroken, VllmdError
+from vllmd.server.bodies import choose_model, json_response, make_call, read_json
+from vllmd.server.calls import Call
+from vllmd.server.doors import Door, passed_on
+from vllmd.server.relay import Relay
+
+
+class Prompt:
+    """The handlers of the simple door.
+
+    Args:
+        relay: carries the calls.
+        config: the models, and what is filled in for what a client leaves out.
+    """
+
+    def __init__(self, relay: Relay, config: Config) -> None:
+        self._relay = relay
+        self._config = config
+
+    async def prompt(self, request: web.Request) -> web.StreamResponse:
+        """`POST /api/prompt`."""
+        return await self._serve(request, wire.read_prompt)
+
+    async def workflow_run(self, request: web.Request) -> web.StreamResponse:
+        """`POST /api/workflows/runs`."""
+        return await self._serve(request, wire.read_workflow_run)
+
+    async def _serve(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> web.StreamResponse:
+        asked = read(await read_json(request))
+        model = choose_model(asked.model, self._config.models, self._config.default_model)
+        body = wire.dumps(chat_body(asked, model, self._config)).encode()
+        call = make_call(request, model=model, path=wire.CHAT_COMPLETIONS, body=body, stream=asked.stream)
+        door = TextDoor(request, call, self._config.sse.keepalive_s) if asked.stream else JsonDoor(request, call)
+        await self._relay.carry(call, door)
+        assert door.response is not None, "a call that ends without an error has an answer"
+        return door.response
+
+
+def chat_body(asked: wire.PromptRequest, model: str, config: Config) -> dict[str, Any]:
+    """The chat request that the engine is sent; what the client left out is filled in or stays out."""
+    defaults = config.defaults
+    optional = {"top_p": asked.top_p, "stop": asked.stop, "seed": asked.seed}
+    return {
+        "model": model,
+        "messages": asked.messages(),
+        "temperature": defaults.temperature if asked.temperature is None else asked.temperature,
+        "max_tokens": defaults.max_tokens if asked.max_tokens is None else asked.max_tokens,
+        "stream": asked.stream,
+        **({"stream_options": {"include_usage": True}} if asked.stream else {}),
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+class TextDoor(Door):
+    """Text as it is generated, then one `done` event with the numbers.
+
+    Args:
+        call: for its times.
+        keepalive_s: seconds between two pings.
+    """
+
+    def __init__(self, request: web.Request, call: Call, keepalive_s: float) -> None:
+        super().__init__(request)
+        self._call = call
+        self._keepalive_s = keepalive_s
+        self._events: EventSourceResponse | None = None
+        self._first_text_at: float | None = None
+        self._finish_reason: str | None = None
+        self._usage: dict[str, Any] = {}
+
+    async def begin(self, headers: Mapping[str, str]) -> None:
+        """Begins the stream; the engine's own headers describe another one."""
+        await self._stream()
+
+    async def comment(self, text: str) -> None:
+        """Writes a comment between two events."""
+        await (await self._stream()).write(sse.comment(text))
+
+    async def send(self, block: bytes) -> None:
+        """Passes on the text that the engine's events hold."""
+        stream = await self._stream()
+        for event in sse.decode(block):
+            if event.has_data and event.data != "[DONE]" and (text := self._take(json.loads(event.data))):
+                self.has_answer = True
+                self._first_text_at = self._first_text_at or time.monotonic()
+                await stream.send(text)
+
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """An error of the engine's instead of a stream."""
+        self.response = web.Response(status=status, headers=passed_on(headers), body=body)
+
+    async def end_with(self, error: VllmdError) -> None:
+        """Writes an `error` event."""
+        await (await self._stream()).send(wire.dumps(wire.error_body(error)), event="error")
+
+    async def end(self) -> None:
+        """Writes the `done` event."""
+        outcome = {
+            "model": self._call.model,
+            "finish_reason": self._finish_reason,
+            "usage": self._usage,
+            "timings": timings(self._call, self._first_text_at, self._usage),
+        }
+        await (await self._stream()).send(wire.dumps(outcome), event="done")
+
+    async def _stream(self) -> EventSourceResponse:
+        if self._events is None:
+            self._events = EventSourceResponse(sep="\n", allow_all_methods=True, ping_interval=self._keepalive_s)
+            await self._events.prepare(self.request)
+            self.response = self._events
+        return self._events
+
+    def _take(self, chunk: Mapping[str, Any]) -> str:
+        """Notes what a chunk says of the ending; returns its text."""
+        self._usage = chunk.get("usage") or self._usage
+        text = ""
+        for choice in chunk.get("choices") or ():
+            text += (choice.get("delta") or {}).get("content") or ""
+            self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        return text
+
+
+class JsonDoor(Door):
+    """The whole answer as one JSON object."""
+
+    def __init__(self, request: web.Request, call: Call) -> None:
+        super().__init__(request)
+        self._call = call
+
+    async def begin(self, headers: Mapping[str, str]) -> None:
+        """Never: the engine was not asked for a stream."""
+        raise StreamBroken("the engine streamed an answer that was to come in one piece")
+
+    async def comment(self, text: str) -> None:
+        """Nothing can be said before the answer is whole."""
+
+    async def send(self, block: bytes) -> None:
+        """Never, as `begin`."""
+
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Takes text and numbers out of a chat completion; an error passes as it is."""
+        if status != 200:
+            self.response = web.Response(status=status, headers=passed_on(headers), body=body)
+            return
+        chat = json.loads(body)
+        choice, usage = chat["choices"][0], chat.get("usage") or {}
+        answer = {
+            "text": choice["message"].get("content") or "",
+            "model": self._call.model,
+            "finish_reason": choice.get("finish_reason"),
+            "usage": usage,
+            "timings": timings(self._call, None, usage),
+        }
+        self.response = json_response(answer)
+
+    async def end_with(self, error: VllmdError) -> None:
+        """Never: nothing is out before the whole answer is."""
+
+    async def end(self) -> None:
+        """Never, as `begin`."""
+
+
+def timings(call: Call, first_text_at: float | None, usage: Mapping[str, Any]) -> dict[str, float | None]:
+    """How long a call took, in seconds, and how fast the engine was, in tokens a second."""
+    now = time.monotonic()
+    sent_at = call.sent_at or now
+    tokens, took_s = usage.get("completion_tokens"), now - (first_text_at or sent_at)
+    return {
+        "queue_s": round(sent_at - call.began_at, 3),
+        "first_token_s": round(first_text_at - call.began_at, 3) if first_text_at else None,
+        "tokens_per_s": round(tokens / took_s, 1) if tokens and took_s > 0 else None,
+    }

@@ -1,0 +1,61 @@
+"""Watching a stream for silence: keep the client awake, and know a stalled engine.
+
+No timer per event: an event only leaves its time, and one timer per stream looks at it now and then.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+class Silence:
+    """A context manager around the life of one stream.
+
+    Args:
+        keepalive_s: seconds of silence after which `keep_alive` is awaited, again and again.
+        stall_s: seconds of silence after which `give_up` is called, once.
+        keep_alive: writes a comment to the client.
+        give_up: ends the stream.
+    """
+
+    def __init__(
+        self,
+        keepalive_s: float,
+        stall_s: float,
+        keep_alive: Callable[[], Awaitable[None]],
+        give_up: Callable[[], None],
+    ) -> None:
+        self._keepalive_s = keepalive_s
+        self._stall_s = stall_s
+        self._keep_alive = keep_alive
+        self._give_up = give_up
+        self._now = asyncio.get_running_loop().time
+        self._heard_at = self._now()
+        self._task: asyncio.Task[None] | None = None
+        self.is_stalled = False
+        """Whether the stream was given up for its silence."""
+
+    def heard(self) -> None:
+        """Something came."""
+        self._heard_at = self._now()
+
+    async def __aenter__(self) -> "Silence":
+        self._task = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _watch(self) -> None:
+        kept_alive_at = self._heard_at
+        while True:
+            last = max(self._heard_at, kept_alive_at)
+            await asyncio.sleep(min(last + self._keepalive_s, self._heard_at + self._stall_s) - self._now())
+            now = self._now()
+            if now - self._heard_at >= self._stall_s:
+                self.is_stalled = True
+                return self._give_up()
+            if now - max(self._heard_at, kept_alive_at) >= self._keepalive_s:
+                kept_alive_at = now
+                await self._keep_alive()
