@@ -1,0 +1,39 @@
+# vllmd: what a developer types. `make help` lists it.
+VENV := .venv
+PYTHON ?= python3
+PROMPT ?= What is the capital of France?
+PORT ?= 8080
+IN := $(VENV)/bin/
+
+.PHONY: help setup demo stop test fast bench lock clean
+.DEFAULT_GOAL := help
+
+help:            ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(VENV)/.complete  ## install what vllmd needs into .venv
+
+$(VENV)/.complete: packaging/requirements-dev.lock packaging/setup.sh
+	@PYTHON=$(PYTHON) packaging/setup.sh $(VENV)
+
+demo: setup      ## a real vLLM with a small model on this CPU: make demo PROMPT="…" [PORT=8080]
+	@$(IN)python packaging/demo/demo.py --port $(PORT) chat "$(PROMPT)"
+
+stop: setup      ## end the demo
+	@$(IN)python packaging/demo/demo.py stop
+
+test: setup      ## all tests, those on the real vLLM included
+	@$(IN)python packaging/demo/prepare.py --state "$${XDG_CACHE_HOME:-$$HOME/.cache}/vllmd/demo" >/dev/null
+	@$(IN)python -m pytest
+
+fast: setup      ## the tests that need no real vLLM
+	@$(IN)python -m pytest -m "not real"
+
+bench: setup     ## what the relay costs
+	@$(IN)python tests/bench/relay.py
+
+lock: setup      ## renew the lock files after a change of the dependencies
+	@packaging/lock.sh $(IN)uv
+
+clean:           ## remove what was built here; caches of models and environments stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

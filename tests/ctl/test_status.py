@@ -1,0 +1,83 @@
+"""`vllmctl status` and `vllmctl models`."""
+
+import json
+
+import pytest
+from ctl.shell import Shell
+from ctl.stub_daemon import StubDaemon, refuse, reply
+
+from vllmd import wire
+from vllmd.ctl.status import duration, render
+
+STATUS, MODELS = "GET /api/status", "GET /v1/models"
+NOW = 1_800_000_000.0
+
+
+def a_status(state: str = "ready", **more: object) -> wire.Status:
+    model = wire.ModelStatus("qwen", "Qwen/Qwen2-7B-Instruct", state, default=True, since=NOW - 100, **more)  # type: ignore[arg-type]
+    return wire.Status("0.1.0", state, "qwen", NOW - 7300, ("unix:///run/vllmd/vllmd.sock",), (model,))
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("ready", 0), ("starting", 3), ("stopped", 3), ("unhealthy", 3), ("stopping", 3), ("backoff", 3), ("failed", 3)],
+)
+def test_the_exit_status_is_the_default_model_s(daemon: StubDaemon, shell: Shell, state: str, status: int) -> None:
+    daemon.on(STATUS, reply(wire.to_json(a_status(state))))
+    result = shell.run("status")
+    assert (result.status, result.stderr) == (status, "")
+    assert result.stdout.startswith(f"qwen: {state}")
+
+
+def test_json_is_the_daemon_s_own(daemon: StubDaemon, shell: Shell) -> None:
+    table = {**wire.to_json(a_status("starting")), "later": {"x": 1}}
+    daemon.on(STATUS, reply(table))
+    result = shell.run("status", "--json")
+    assert (result.status, json.loads(result.stdout)) == (3, table)
+    assert result.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [refuse(403, "denied", "no"), refuse(500, "internal_error", "oh"), reply({"nothing": 1}), reply([1])]
+)
+def test_a_state_that_cannot_be_told_is_4(daemon: StubDaemon, shell: Shell, answer: object) -> None:
+    daemon.on(STATUS, answer)  # type: ignore[arg-type]
+    result = shell.run("status", "--json")
+    assert (result.status, result.stdout) == (4, "")
+    assert result.stderr.startswith("vllmctl: ")
+
+
+def test_a_status_in_lines() -> None:
+    lines = render(a_status(pid=42, generation=3, restarts=1, running=2, held=1), NOW)
+    assert lines[0] == "qwen: ready  (default)"
+    assert lines[1] == "    model         Qwen/Qwen2-7B-Instruct"
+    assert lines[2].endswith("(1 min 40 s)")
+    assert lines[3] == "    engine        pid 42, generation 3, restarts 1"
+    assert lines[4] == "    requests      2 running, 1 held"
+    assert lines[5] == "vllmd 0.1.0, up 2 h 1 min, at unix:///run/vllmd/vllmd.sock"
+
+
+def test_a_failure_in_lines() -> None:
+    lines = render(a_status("failed", reason="out of memory", hint="take a smaller model"), NOW)
+    assert lines[0] == "qwen: failed: out of memory  (default)"
+    assert lines[-3:-1] == ["    last failure  out of memory", "                  take a smaller model"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0 s"), (0, "0 s"), (41.9, "41 s"), (60, "1 min 0 s"), (3600, "1 h 0 min"), (273_600, "3 d 4 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_models_are_one_name_a_line(daemon: StubDaemon, shell: Shell) -> None:
+    listing = {"object": "list", "data": [{"id": "qwen", "status": "ready"}, {"id": "llama", "status": "stopped"}]}
+    daemon.on(MODELS, reply(listing))
+    assert shell.run("models").stdout == "qwen\nllama\n"
+    assert json.loads(shell.run("models", "--json").stdout) == listing
+
+
+def test_a_list_that_is_none_is_an_error(daemon: StubDaemon, shell: Shell) -> None:
+    daemon.on(MODELS, reply({"data": [{}]}))
+    assert shell.run("models").status == 3

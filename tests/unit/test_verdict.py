@@ -1,0 +1,306 @@
+"""Why an engine ended, told from its last lines: recorded ones, and those that vLLM's sources can print."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllmd.engine.causes import SIGNS, Cause
+from vllmd.engine.verdict import Exit, explain
+from vllmd.lifecycle import Verdict
+
+RECORDINGS = Path(__file__).parents[1] / "fixtures" / "faults"
+ENGINE_CORE = "(EngineCore pid=757) ERROR 11-22 06:43:19 [core.py:1108] "
+
+
+def log_of(recording: str) -> list[str]:
+    """The engine's lines in a recording."""
+    return re.findall(r"^\[ *[\d.]+\] LOG\| (.*)$", (RECORDINGS / recording).read_text(), re.MULTILINE)
+
+
+def at_start(*lines: str, status: int = 1) -> Verdict:
+    """The verdict on an engine that never became ready."""
+    return explain(Exit(status, None), lines, was_ready=False, asked=False)
+
+
+@pytest.mark.parametrize(
+    ("recording", "status", "cause", "named", "permanent"),
+    [
+        ("start-badarch.txt", 1, Cause.UNSUPPORTED, "foobar", True),
+        ("start-badflag.txt", 2, Cause.BAD_ARGUMENT, "--no-such-flag", True),
+        ("start-badhub.txt", 1, Cause.HUB_UNREACHABLE, "not in the local cache", True),
+        ("start-badpath.txt", 1, Cause.MODEL_NOT_FOUND, "/srv/vllm/models/none", True),
+        ("start-gguf.txt", 1, Cause.MODEL_NOT_FOUND, "/srv/vllm/gguf/SmolLM2-135M-Instruct.Q4_1.gguf", True),
+        ("start-maxlen.txt", 1, Cause.MAX_MODEL_LEN, "goes no further than 4096", True),
+        ("start-sleepmode.txt", 1, Cause.BAD_ARGUMENT, "Sleep mode is not supported on current platform", True),
+        ("port-in-use.txt", 1, Cause.ADDRESS_IN_USE, "in use", False),
+        # of these the recording kept only the last lines, not the cause that stood before them
+        ("start-corrupt.txt", 1, Cause.UNKNOWN, "Engine core initialization failed", False),
+        ("start-kill9engine.txt", 1, Cause.UNKNOWN, "Engine core initialization failed", False),
+        ("start-kvbig.txt", 1, Cause.UNKNOWN, "Engine core initialization failed", False),
+        ("start-noweights.txt", 1, Cause.UNKNOWN, "Engine core initialization failed", False),
+        # these did not end by themselves; nothing in their lines may be taken for a cause
+        ("start-kvzero.txt", 1, Cause.UNKNOWN, "status 1", False),
+        ("start-notok.txt", 1, Cause.UNKNOWN, "status 1", False),
+        ("start-term.txt", 1, Cause.UNKNOWN, "status 1", False),
+    ],
+)
+def test_recorded_starts(recording: str, status: int, cause: Cause, named: str, permanent: bool) -> None:
+    verdict = at_start(*log_of(recording), status=status)
+    assert verdict.cause is cause
+    assert named in verdict.message
+    assert verdict.hint
+    assert verdict.permanent is permanent
+
+
+@pytest.mark.parametrize("recording", ["kill9-engine.txt", "kill9-worker.txt"])
+def test_recorded_deaths_while_serving(recording: str) -> None:
+    verdict = explain(Exit(0, None), log_of(recording), was_ready=True, asked=False)
+    assert verdict.cause is Cause.DIED_SERVING
+    assert verdict.message == (
+        "the engine died while serving, with exit status 0: EngineDeadError: EngineCore encountered an issue"
+    )
+    assert "journalctl -k" in verdict.hint
+    assert not verdict.permanent
+
+
+KNOWN = [
+    (
+        "vllm serve: error: argument --dtype: invalid choice: 'f' (choose from auto, half)",
+        Cause.BAD_ARGUMENT,
+        "vLLM refuses its arguments: argument --dtype: invalid choice: 'f' (choose from auto, half)",
+    ),
+    (
+        "  Input should be 'auto' or 'half' [type=literal_error, input_value='f', input_type=str]",
+        Cause.BAD_ARGUMENT,
+        "vLLM refuses 'f' among its arguments: Input should be 'auto' or 'half'",
+    ),
+    (
+        ENGINE_CORE + "ValueError: To serve at least one request with the models's max seq len (40960), (5.62 GiB KV "
+        "cache is needed, which is larger than the available KV cache memory (4.50 GiB). Based on the available "
+        "memory, the estimated maximum model length is 32768. Try increasing `gpu_memory_utilization`",
+        Cause.NO_KV_CACHE,
+        "the KV cache for 40960 tokens needs 5.62 GiB, but 4.50 GiB are left for it, enough for 32768 tokens",
+    ),
+    (
+        "ValueError: To serve at least one request with the model's max seq len (8192), 2.0 GiB KV cache is "
+        "needed, which is larger than the available KV cache memory (0.45 GiB).",
+        Cause.NO_KV_CACHE,
+        "the KV cache for 8192 tokens needs 2.0 GiB, but 0.45 GiB are left for it",
+    ),
+    (
+        ENGINE_CORE + "ValueError: No available memory for the cache blocks. Try increasing",
+        Cause.NO_KV_CACHE,
+        "the weights leave no memory for the KV cache",
+    ),
+    (
+        ENGINE_CORE + "ValueError: Available memory on node 0 (9.1/11.34 GiB) on kv cache allocation is less than "
+        "requested memory for kv (400.0 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE",
+        Cause.NO_KV_CACHE,
+        "a KV cache of 400.0 GiB is asked for, but 9.1 of the machine's 11.34 GiB are free",
+    ),
+    (
+        ENGINE_CORE + "ValueError: Free memory on device cuda:0 (7.34/15.49 GiB) on startup is less than desired GPU "
+        "memory utilization (0.8, 12.39 GiB). Decrease GPU memory utilization",
+        Cause.MEMORY_NOT_FREE,
+        "12.39 GiB are asked for (`gpu_memory_utilization` 0.8), but on device cuda:0 7.34 of 15.49 GiB are free",
+    ),
+    (
+        "ValueError: Available memory on node 0 (3.2/11.34 GiB) on startup is less than desired CPU memory "
+        "utilization (0.9, 10.2 GiB).",
+        Cause.MEMORY_NOT_FREE,
+        "10.2 GiB are asked for (`gpu_memory_utilization` 0.9), but on node 0 3.2 of 11.34 GiB are free",
+    ),
+    (
+        ENGINE_CORE + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total "
+        "capacity of 79.10 GiB of which 1.25 GiB is free. Process 4 has 77 GiB memory in use.",
+        Cause.OUT_OF_GPU_MEMORY,
+        "GPU 0 ran out of memory: 2.00 GiB more were needed, and 1.25 GiB of 79.10 GiB were free",
+    ),
+    ("RuntimeError: CUDA error: out of memory", Cause.OUT_OF_GPU_MEMORY, "the GPU ran out of memory"),
+    (
+        "Access to model meta-llama/Llama-3.1-8B is restricted and you are not in the authorized list.",
+        Cause.GATED,
+        "the model hub gives meta-llama/Llama-3.1-8B only to those who accepted its terms",
+    ),
+    (
+        "OSError: You are trying to access a gated repo.",
+        Cause.GATED,
+        "the model hub gives this model only to those who accepted its terms",
+    ),
+    (
+        "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the",
+        Cause.HUB_UNREACHABLE,
+        "the model hub cannot be reached",
+    ),
+    (
+        "Repository Not Found for url: https://huggingface.co/api/models/nobody/nothing/revision/main.",
+        Cause.MODEL_NOT_FOUND,
+        "the model hub has no model nobody/nothing, or none that it would show",
+    ),
+    (
+        "OSError: nobody/nothing is not a local folder and is not a valid model identifier listed on 'https://h'",
+        Cause.MODEL_NOT_FOUND,
+        "the model hub has no model nobody/nothing, or none that it would show",
+    ),
+    (
+        "  Value error, Invalid repository ID or local directory specified: '/model-store'.",
+        Cause.MODEL_NOT_FOUND,
+        "/model-store is neither a directory with a model nor known to the model hub",
+    ),
+    (
+        "OSError: /srv/m does not appear to have a file named config.json. Checkout 'https://huggingface.co//srv/m'",
+        Cause.MODEL_NOT_FOUND,
+        "the model /srv/m has no config.json",
+    ),
+    (
+        ENGINE_CORE + "RuntimeError: Cannot find any model weights with `/srv/vllm/models/bad-noweights`",
+        Cause.MODEL_NOT_FOUND,
+        "the model /srv/vllm/models/bad-noweights has no weights",
+    ),
+    (
+        "PermissionError: [Errno 13] Permission denied: '/home/a/model/config.json'",
+        Cause.MODEL_NOT_FOUND,
+        "the engine has no access to /home/a/model/config.json",
+    ),
+    (
+        ENGINE_CORE + "safetensors_rust.SafetensorError: Error while deserializing header: MetadataIncompleteBuffer",
+        Cause.CORRUPT_WEIGHTS,
+        "the weights cannot be read: MetadataIncompleteBuffer",
+    ),
+    (
+        "  Value error, Model architectures ['FooForCausalLM'] are not supported for now. Supported architectures:",
+        Cause.UNSUPPORTED,
+        "this vLLM does not serve the architecture ['FooForCausalLM']",
+    ),
+    (
+        "  Value error, The repository x contains custom code which must be executed. You can pass the argument "
+        "`trust_remote_code=True` to allow custom code to be run.",
+        Cause.BAD_ARGUMENT,
+        "the model brings code of its own, which is not run unless you trust it",
+    ),
+    (
+        "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
+        Cause.NO_GPU,
+        "the GPU or its driver does not fit this vLLM (driver on your system is too old)",
+    ),
+    (
+        "ValueError: World size (4) is larger than the number of available GPUs (1) in this node.",
+        Cause.NO_GPU,
+        "4 GPUs are asked for, and 1 can be seen",
+    ),
+    (
+        "RuntimeError: Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG`",
+        Cause.NO_GPU,
+        "vLLM finds no GPU that it can use",
+    ),
+    ("OSError: [Errno 28] No space left on device", Cause.NO_SPACE, "no space is left on a disk"),
+    (
+        "OSError: [Errno 28] No space left on device: '/var/cache/x'",
+        Cause.NO_SPACE,
+        "no space is left on a disk /var/cache/x",
+    ),
+    (
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'DP0': -9}",
+        Cause.KILLED_FOR_MEMORY,
+        "the engine or a process of it was killed, most likely by the kernel for want of memory",
+    ),
+    (
+        "ModuleNotFoundError: No module named 'vllm'",
+        Cause.UNKNOWN,
+        "the engine exited with status 1: ModuleNotFoundError: No module named 'vllm'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "cause", "message"), KNOWN)
+def test_known_lines(line: str, cause: Cause, message: str) -> None:
+    verdict = at_start("INFO 11-22 06:43:19 [x.py:1] all is well", line, "RuntimeError: See root cause above")
+    assert (verdict.cause, verdict.message) == (cause, message)
+    assert verdict.hint
+
+
+def test_every_cause_of_the_table_is_tried() -> None:
+    recorded = {Cause.MAX_MODEL_LEN, Cause.ADDRESS_IN_USE}
+    assert {sign.cause for sign in SIGNS} <= recorded | {cause for _, cause, _ in KNOWN}
+
+
+def test_a_warning_is_no_evidence() -> None:
+    warning = "(APIServer pid=1) WARNING 11-22 06:47:04 [cuda.py:1] libcuda.so.1: cannot open shared object file"
+    assert at_start(warning, ENGINE_CORE + "KeyError: 'x'").message == "the engine exited with status 1: KeyError: 'x'"
+
+
+def test_the_cause_is_found_behind_the_errors_about_it() -> None:
+    verdict = at_start(
+        "(Worker pid=1) ERROR 06-05 06:06:15 [multiproc_executor.py:852] AttributeError: no attribute 'x'",
+        ENGINE_CORE
+        + "Exception: WorkerProc initialization failed due to an exception in a background process. See stack "
+        "trace for root cause.",
+        "    raise RuntimeError(",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}",
+        "  warnings.warn('resource_tracker: There appear to be %d '",
+    )
+    assert verdict.message == "the engine exited with status 1: AttributeError: no attribute 'x'"
+    assert not verdict.permanent
+
+
+def test_what_was_asked_for_is_no_failure() -> None:
+    for exit in (Exit(0, None), Exit(1, None), Exit(None, 9), Exit(None, 15)):
+        verdict = explain(exit, ["RuntimeError: CUDA out of memory"], was_ready=True, asked=True)
+        assert verdict.cause is Cause.STOPPED
+
+
+def test_status_0_that_nobody_asked_for_is_a_failure() -> None:
+    verdict = at_start("INFO:     Shutting down", status=0)
+    assert verdict.cause is Cause.UNKNOWN
+    assert verdict.message == "the engine exited with status 0, which nobody had asked for"
+
+
+@pytest.mark.parametrize("was_ready", [False, True])
+def test_an_unasked_sigkill_is_the_kernels(was_ready: bool) -> None:
+    verdict = explain(Exit(None, 9), ["RuntimeError: x"], was_ready=was_ready, asked=False)
+    assert verdict.cause is Cause.KILLED_FOR_MEMORY
+    assert "journalctl -k" in verdict.hint
+    assert not verdict.permanent
+
+
+@pytest.mark.parametrize("was_ready", [False, True])
+@pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (4, "SIGILL"), (15, "SIGTERM"), (34, "signal 34")])
+def test_other_signals_are_named(number: int, name: str, was_ready: bool) -> None:
+    verdict = explain(Exit(None, number), [], was_ready=was_ready, asked=False)
+    assert verdict.cause is Cause.KILLED
+    assert verdict.message == f"the engine was killed by {name}"
+    assert verdict.hint
+
+
+def test_memory_that_runs_out_while_serving_may_come_back() -> None:
+    line = ENGINE_CORE + "torch.OutOfMemoryError: CUDA out of memory."
+    verdict = explain(Exit(0, None), [line], was_ready=True, asked=False)
+    assert verdict.cause is Cause.DIED_SERVING
+    assert verdict.message == "the engine died while serving: the GPU ran out of memory"
+    assert "nvidia-smi" in verdict.hint
+    assert not verdict.permanent
+
+
+def test_a_refused_request_does_not_explain_a_later_death() -> None:
+    log = ["  Value error, max_tokens must be at least 1 [type=value_error, input_value=0, input_type=int]"]
+    assert not explain(Exit(1, None), log, was_ready=True, asked=False).permanent
+
+
+def test_nothing_printed() -> None:
+    assert at_start().message == "the engine exited with status 1"
+
+
+@given(st.integers(0, 127), st.lists(st.text()), st.booleans(), st.booleans())
+def test_any_lines_do(status: int, lines: list[str], was_ready: bool, asked: bool) -> None:
+    verdict = explain(Exit(status, None), lines, was_ready=was_ready, asked=asked)
+    assert verdict.message
+    assert not verdict.message.endswith("\n")
+
+
+@pytest.mark.timeout(10)
+def test_monstrous_lines_take_no_time() -> None:
+    monsters = ["x" * 16_000, "a.b" * 5_000, "[type=" * 3_000, " Repo id must " * 1_000, "'" * 16_000]
+    assert at_start(*monsters * 80).cause is Cause.UNKNOWN

@@ -1,0 +1,5 @@
+"""`python -m vllmd.ctl` is vllmctl."""
+
+from vllmd.ctl.main import main
+
+main()

@@ -1,0 +1,127 @@
+"""The verbs: which there are, where each is found, and the options that all of them share.
+
+A verb's module is imported when the verb is used and never for the list of verbs. A new verb is a file with a click
+command of that name in it, and a line in `VERBS`.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import click
+
+from vllmd.ctl.invocation import Invocation
+from vllmd.errors import ExitStatus
+
+VERBS = {
+    "chat": ("vllmd.ctl.chat", "Ask the model and print its answer."),
+    "status": ("vllmd.ctl.status", "Show what the daemon and its models are doing."),
+    "wait": ("vllmd.ctl.wait", "Wait until a model is ready."),
+    "models": ("vllmd.ctl.models", "List the models."),
+    "load": ("vllmd.ctl.load", "Put a model into memory."),
+    "unload": ("vllmd.ctl.load", "Take a model out of memory."),
+    "restart": ("vllmd.ctl.load", "Give a model a fresh engine."),
+}
+
+MEANINGS = {
+    ExitStatus.OK: "done; also if the answer stopped at its longest length",
+    ExitStatus.ERROR: "refused, the engine failed, or the answer broke off",
+    ExitStatus.USAGE: "the command line is wrong, or there is no prompt",
+    ExitStatus.NOT_RUNNING: "the daemon cannot be reached, or the model is not ready",
+    ExitStatus.DENIED: "not allowed; `status`: the state cannot be told",
+    ExitStatus.TIMEOUT: "`wait --timeout` ran out",
+    ExitStatus.INTERRUPTED: "ended by Ctrl-C",
+    ExitStatus.PIPE_CLOSED: "nobody reads the output any more",
+}
+"""The exit statuses in words, as `vllmctl --help` lists them."""
+
+Callback = Callable[[click.Context, click.Parameter, Any], None]
+
+
+def _shared_options() -> list[click.Parameter]:
+    """The options that are understood before and after the verb alike."""
+
+    def told(change: Callable[[Invocation, Any], None]) -> Callback:
+        def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
+            invocation = context.find_object(Invocation)
+            if value and invocation:
+                change(invocation, value)
+
+        return callback
+
+    def option(*names: str, change: Callable[[Invocation, Any], None], **rest: Any) -> click.Option:
+        return click.Option(
+            names, callback=told(change), expose_value=False, is_eager=True, allow_from_autoenv=False, **rest
+        )
+
+    return [
+        option("-H", "--host", metavar="ADDRESS", help="Where the daemon listens (VLLMD_HOST).", change=_set_host),
+        option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.", change=_set_quiet),
+        option("--no-color", is_flag=True, help="No colour on stderr (NO_COLOR).", change=_set_no_colour),
+    ]
+
+
+def _set_host(invocation: Invocation, address: str) -> None:
+    invocation.host = address
+
+
+def _set_quiet(invocation: Invocation, quiet: bool) -> None:
+    invocation.terminal.quiet = quiet
+
+
+def _set_no_colour(invocation: Invocation, no_colour: bool) -> None:
+    invocation.terminal.colour = not no_colour
+
+
+class Verb(click.Command):
+    """A command with the shared options; it returns its exit status."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _shared_options()
+
+
+class Verbs(click.Group):
+    """The group of all verbs, imported one by one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _shared_options()
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = getattr(import_module(VERBS[cmd_name][0]), cmd_name)
+        assert isinstance(command, Verb)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and not args[0].startswith("-"):
+            from vllmd.settings import nearest
+
+            raise click.UsageError(f"no such command: {args[0]}{nearest(args[0], VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in VERBS.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit status"):
+            formatter.write_dl([(str(int(status)), meaning) for status, meaning in MEANINGS.items()])
+        with formatter.section("Environment"):
+            formatter.write_dl(ENVIRONMENT)
+
+
+ENVIRONMENT = [
+    ("VLLMD_HOST", "the daemon's address: unix:///path, /path, http://host:port, host:port"),
+    ("VLLMD_API_KEY", "the key for a daemon that asks for one"),
+    ("VLLMD_API_KEY_FILE", "a file that holds the key"),
+    ("NO_COLOR", "no colour, if not empty"),
+    ("VLLMCTL_VERB_OPTION", "a default for an option, such as VLLMCTL_CHAT_TEMPERATURE"),
+]

@@ -1,0 +1,36 @@
+"""What holds for the whole command line, wherever on it it was said."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vllmd.ctl.terminal import Terminal
+
+if TYPE_CHECKING:
+    from vllmd.ctl.client import Client
+
+
+class Invocation:
+    """One run of vllmctl; every command gets it first.
+
+    Args:
+        terminal: where to read and write.
+        environ: VLLMD_HOST, the API key, XDG_RUNTIME_DIR.
+    """
+
+    def __init__(self, terminal: Terminal, environ: Mapping[str, str]) -> None:
+        self.terminal = terminal
+        self.environ = environ
+        self.host = ""
+
+    def client(self) -> "Client":
+        """The daemon that the command line, the environment or the usual place points at.
+
+        Raises:
+            AddressError: it points at no address.
+        """
+        from vllmd.ctl.client import Client
+        from vllmd.ctl.reach import find_address
+
+        address = find_address(self.host, self.environ, os.getuid())
+        return Client(address, self.environ, self.terminal.note)

@@ -1,0 +1,72 @@
+"""`vllmctl status`: what the daemon and its models are doing, for eyes, for scripts, and as an exit status."""
+
+import json
+import time
+
+import click
+
+from vllmd.ctl.commands import Verb
+from vllmd.ctl.failure import Failure
+from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.which import read_status
+from vllmd.errors import DaemonUnreachable, ExitStatus, VllmdError
+from vllmd.wire import STATUS, ModelStatus, Status
+
+
+@click.command(cls=Verb)
+@click.option("--json", "as_json", is_flag=True, help="The daemon's own JSON.")
+@click.pass_obj
+def status(invocation: Invocation, as_json: bool) -> ExitStatus:
+    """Show what the daemon and its models are doing.
+
+    The exit status is 0 if the default model is ready, 3 if it is not, 4 if that cannot be told.
+    """
+    try:
+        table = invocation.client().ask("GET", STATUS)
+        found = read_status(table)
+    except DaemonUnreachable:
+        raise
+    except VllmdError as error:
+        raise Failure(error.message, error.hint, ExitStatus.DENIED) from error
+    lines = [json.dumps(table)] if as_json else render(found, time.time())
+    invocation.terminal.line("\n".join(lines))
+    return ExitStatus.OK if found.state == "ready" else ExitStatus.NOT_RUNNING
+
+
+def render(found: Status, now: float) -> list[str]:
+    """The status in lines.
+
+    Args:
+        now: Unix seconds.
+    """
+    lines = [line for model in found.models for line in _model(model, now)]
+    places = ", ".join(found.addresses) or "no address"
+    return [*lines, f"vllmd {found.version}, up {duration(now - found.since)}, at {places}"]
+
+
+def _model(model: ModelStatus, now: float) -> list[str]:
+    rows = {
+        "model": model.model,
+        "since": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(model.since))} ({duration(now - model.since)})",
+        "engine": _engine(model),
+        "requests": f"{model.running} running, {model.held} held",
+        "last failure": model.reason,
+        "": model.hint,
+    }
+    title = f"{model.name}: {model.sentence(now)}{'  (default)' if model.default else ''}"
+    return [title, *(f"    {name:<14}{value}" for name, value in rows.items() if value)]
+
+
+def _engine(model: ModelStatus) -> str:
+    process = f"pid {model.pid}, " if model.pid else ""
+    return f"{process}generation {model.generation}, {model.restarts} restarts" if model.generation else ""
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units: `3 d 4 h`, `41 s`."""
+    left, words = max(0, int(seconds)), list[str]()
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or words or size == 1:
+            words.append(f"{count} {name}")
+    return " ".join(words[:2])

@@ -1,0 +1,107 @@
+"""`vllmctl wait`: block until a model is ready, for units and scripts.
+
+It may be started before the daemon: one that cannot be reached yet is tried again, with pauses, since nothing announces
+a socket. From then on nothing is asked twice: `/api/events` begins with the present state and tells every change.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+
+import click
+
+from vllmd.ctl.client import ANSWER_TIMEOUT_S, Client
+from vllmd.ctl.commands import Verb
+from vllmd.ctl.failure import LOOK, Failure
+from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.which import find
+from vllmd.errors import DaemonUnreachable, ExitStatus
+from vllmd.wire import EVENTS, ModelStatus, model_status
+
+PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 1.0
+"""Seconds between two tries to reach a daemon that is not there; they double."""
+
+News = ModelStatus | DaemonUnreachable
+
+
+@click.command(cls=Verb)
+@click.argument("model", required=False)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Give up after so long; without it, never.",
+)
+@click.pass_obj
+def wait(invocation: Invocation, model: str | None, timeout_s: float | None) -> ExitStatus:
+    """Wait until a model is ready.
+
+    Also waits for a daemon that is not there yet. Ends with 1 if the model has failed. Without MODEL: the default one.
+    """
+    last = "nothing was heard of it"
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    for news in watch(invocation.client(), model, deadline):
+        if isinstance(news, ModelStatus) and news.state == "ready":
+            return ExitStatus.OK
+        if isinstance(news, ModelStatus) and news.state == "failed":
+            raise Failure(f"{news.name} {news.sentence()}", news.hint or LOOK)
+        last = describe(news)
+        invocation.terminal.progress(f"waiting for {last}")
+    raise Failure(f"not ready after {timeout_s:g} s: {last}", LOOK, ExitStatus.TIMEOUT)
+
+
+def describe(news: News) -> str:
+    """News in a few words."""
+    return f"{news.name}: {news.sentence()}" if isinstance(news, ModelStatus) else f"vllmd: {news.message}"
+
+
+def watch(client: Client, model: str | None, deadline: float | None) -> Iterator[News]:
+    """The model's states, and the vain tries to learn of them, until the deadline.
+
+    Args:
+        model: its name; None for the default one.
+        deadline: in seconds of `time.monotonic`; None for never.
+
+    Raises:
+        VllmdError: trying again would not help: no such model, not allowed.
+    """
+    pause_s = PAUSE_MIN_S
+    while _left_s(deadline) > 0:
+        try:
+            for status in follow(client, model, deadline):
+                pause_s = PAUSE_MIN_S
+                yield status
+        except DaemonUnreachable as error:
+            yield error
+        time.sleep(min(pause_s, max(0.0, _left_s(deadline))))
+        pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+
+def follow(client: Client, model: str | None, deadline: float | None) -> Iterator[ModelStatus]:
+    """One connection's worth of states: the present one, every change, and the same one anew with each keep-alive.
+
+    Ends when the connection does, and when changes were missed: a new connection begins with the present state.
+    """
+    name = find(client.status(min(ANSWER_TIMEOUT_S, _left_s(deadline))), model).name
+    last = None
+    with client.request("GET", EVENTS, headers={"Accept": "text/event-stream"}, deadline=deadline) as exchange:
+        for event in exchange.events():
+            if event.event == "missed":
+                return
+            if event.event == "model" and event.has_data:
+                status = _read(event.data)
+                last = status if status.name == name else last
+            if last:
+                yield last
+
+
+def _read(data: str) -> ModelStatus:
+    try:
+        return model_status(json.loads(data))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Failure(f"an event of the daemon cannot be read: {data[:80]}", LOOK) from error
+
+
+def _left_s(deadline: float | None) -> float:
+    return float("inf") if deadline is None else deadline - time.monotonic()

@@ -1,0 +1,121 @@
+"""Exit status and last lines of an engine → why it ended and what to do about it. Pure.
+
+vLLM's exit status says little: 2 is a bad flag, 1 is everything else, and 0 is both a stop and the death of EngineCore
+while serving. So a verdict rests on whether the end was asked for, on whether the engine had been ready, and on its
+last lines. Only lines that speak of an error are evidence: vLLM warns in the same words of much that does no harm.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vllmd.engine.causes import KILLED_FOR_MEMORY, SIGNS, Cause, Sign
+from vllmd.engine.phases import split
+from vllmd.lifecycle import Verdict
+
+SIGKILL = 9
+SIGNALS = {
+    1: ("SIGHUP", "somebody other than vllmd sent it"),
+    2: ("SIGINT", "somebody other than vllmd sent it"),
+    4: ("SIGILL", "this vLLM was built for another processor: install one that was built for this machine"),
+    6: ("SIGABRT", "a library gave up: the last lines of the engine's log say why"),
+    7: ("SIGBUS", "/dev/shm or a disk is full, or a mapped file was cut short"),
+    11: ("SIGSEGV", "a fault in native code: a driver or a library does not fit this version of vLLM"),
+    15: ("SIGTERM", "somebody other than vllmd sent it"),
+}
+"""Numbers of signal(7), the same on x86 and ARM → name, and what they hint at."""
+
+STRIKES_LATE = (Cause.OUT_OF_GPU_MEMORY, Cause.NO_SPACE, Cause.KILLED_FOR_MEMORY)
+"""Causes that can end an engine which has been serving; the other signs are then of refused requests, or old."""
+
+EVIDENCE_CHARACTERS = 2000
+"""No more of a line is looked at."""
+
+MESSAGE_CHARACTERS = 400
+
+_READ_LOG = "see the last lines of the engine's log"
+_SEARCH_LOG = f"{_READ_LOG}; if no cause stands there, a process of it may have been killed (`journalctl -k`)"
+
+_ERROR = re.compile(r"\s*(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*|$))|.*\berror: (.+)")
+_WRAPPER = re.compile(r"EngineDeadError|WorkerProc init|See root cause above|[Ss]ee stack trace|stack trace above")
+_ELSEWHERE = re.compile(r"[.,:]? *(please )?([Ss]ee|[Cc]heck) (root cause|(the )?stack ?trace).*$")
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: exactly one of the two is given.
+
+    Args:
+        status: what it passed to exit(3).
+        signal: the number of the signal that killed it, signal(7).
+    """
+
+    status: int | None
+    signal: int | None
+
+
+def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool) -> Verdict:
+    """Why the engine ended.
+
+    Args:
+        exit: how its leader ended.
+        lines: the last lines that it printed; some hundreds, since a traceback for each worker follows the cause.
+        was_ready: whether it has served.
+        asked: whether vllmd wanted it to end.
+    """
+    if asked:
+        return Verdict(Cause.STOPPED, "the engine was stopped as asked")
+    if exit.signal == SIGKILL:
+        return Verdict(Cause.KILLED_FOR_MEMORY, KILLED_FOR_MEMORY.message, KILLED_FOR_MEMORY.hint)
+    messages = _evidence(lines)
+    if was_ready:
+        return _died_serving(exit, messages)
+    return _find(SIGNS, messages) or _unknown(exit, messages)
+
+
+def _evidence(lines: Sequence[str]) -> list[str]:
+    """The messages that are errors, or of no level at all (tracebacks, other programs); the latest first."""
+    messages = (split(line[:EVIDENCE_CHARACTERS]) for line in reversed(lines))
+    return [message for level, message in messages if level in ("", "ERROR", "CRITICAL") and message.strip()]
+
+
+def _find(signs: Iterable[Sign], messages: Sequence[str]) -> Verdict | None:
+    """What the first sign says that any of the messages bears."""
+    found = (sign.read(message) for sign in signs for message in messages)
+    return next(filter(None, found), None)
+
+
+def _died_serving(exit: Exit, messages: Sequence[str]) -> Verdict:
+    """It worked before, so that trying again may help, whatever the cause."""
+    known = _find((sign for sign in SIGNS if sign.cause in STRIKES_LATE), messages)
+    if known and known.cause is Cause.KILLED_FOR_MEMORY:
+        return known
+    if known:
+        return Verdict(Cause.DIED_SERVING, f"the engine died while serving: {known.message}", known.hint)
+    if exit.signal is not None:
+        return _killed(exit.signal)
+    error, hint = _last_error(messages)
+    return Verdict(Cause.DIED_SERVING, f"the engine died while serving, with exit status {exit.status}{error}", hint)
+
+
+def _unknown(exit: Exit, messages: Sequence[str]) -> Verdict:
+    """No sign that is known: the name of the signal, or the exit status with the last error that was printed."""
+    if exit.signal is not None:
+        return _killed(exit.signal)
+    error, hint = _last_error(messages)
+    unasked = "" if exit.status else ", which nobody had asked for"
+    return Verdict(Cause.UNKNOWN, f"the engine exited with status {exit.status}{unasked}{error}", hint)
+
+
+def _killed(number: int) -> Verdict:
+    name, hint = SIGNALS.get(number, (f"signal {number}", _READ_LOG))
+    return Verdict(Cause.KILLED, f"the engine was killed by {name}", hint)
+
+
+def _last_error(messages: Sequence[str]) -> tuple[str, str]:
+    """The last exception that is not about another one, else that, else the last line, as `: text`; and a hint."""
+    errors = [found[1] or found[2] for message in messages if (found := _ERROR.match(message))]
+    causes = [error for error in errors if not _WRAPPER.search(error)]
+    outermost = [message for message in messages if not message[0].isspace()]
+    text = _ELSEWHERE.sub("", next(iter(causes or errors or outermost), "")).strip().rstrip(".")
+    return (f": {text[:MESSAGE_CHARACTERS]}" if text else ""), _READ_LOG if causes else _SEARCH_LOG
