@@ -13,7 +13,7 @@ from vllmd.errors import AddressError
 UNIX_PATH_MAX_BYTES = 107
 """The longest socket path Linux takes: `sun_path` has 108 bytes, the last one is NUL (unix(7))."""
 
-_HOST_PORT = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:/\[\]@\s]+))(?::(?P<port>\d+))?/?")
+_HOST_PORT = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^:/\[\]@\s]+))(?::(?P<port>[0-9]+))?/?")
 _FORMS = "write unix:///path, /path, http://host:port, host:port or [::1]:port"
 _LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1", re.IGNORECASE)
 

@@ -5,6 +5,8 @@ key, its default and its meaning stand here once; `etc/vllmd/vllmd.toml` shows t
 vLLM's own flags are never mirrored: `[models.NAME.args]` goes through untouched.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -173,7 +175,7 @@ def load(path: Path) -> Config:
         return parse(tomli.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also: not UTF-8, numbers too long, nested too deeply
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
@@ -204,8 +206,10 @@ def _models(table: object, problems: list[Problem]) -> dict[str, Model]:
         problems.append(Problem("models", "expected tables like [models.my-model]"))
         return {}
     models = {name: read(Model, each, f"models.{name}", problems) for name, each in table.items()}
+    said = {problem.place for problem in problems}
     for name, model in models.items():
-        problems += _check_model(f"models.{name}", name, model)
+        if f"models.{name}" not in said:
+            problems += [each for each in _check_model(f"models.{name}", name, model) if each.place not in said]
     return _with_default(models, problems)
 
 
@@ -215,8 +219,8 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         problems.append(Problem(path, "a model needs a name"))
     if not model.model:
         problems.append(Problem(join(path, "model"), "missing: a Hugging Face name or a directory"))
-    elif model.model.startswith(("/", "./", "~")) and not Path(model.model).expanduser().is_dir():
-        problems.append(Problem(join(path, "model"), f"the directory {model.model} does not exist"))
+    elif model.model.startswith(("/", "./", "~")) and not os.path.isdir(os.path.expanduser(model.model)):
+        problems.append(Problem(join(path, "model"), f"the directory {model.model} does not exist or is out of reach"))
     for flag in model.args:
         reason = RESERVED_FLAGS.get(flag.replace("_", "-").lstrip("-"))
         if reason:
@@ -232,7 +236,7 @@ def _with_default(models: dict[str, Model], problems: list[Problem]) -> dict[str
         return {name: replace(model, default=True) for name, model in models.items()}
     defaults = [name for name, model in models.items() if model.default]
     if len(defaults) != 1:
-        found = "none is" if not defaults else f"{len(defaults)} are"
+        found = "none does" if not defaults else f"{len(defaults)} do"
         problems.append(Problem("models", f"exactly one model must say `default = true`, {found}"))
     return models
 
@@ -242,9 +246,7 @@ def _check_listen(listen: Listen) -> list[Problem]:
     for key, text in (("tcp", listen.tcp), ("unix", listen.unix)):
         if complaint := _address_complaint(key, text):
             problems.append(Problem(f"listen.{key}", complaint))
-    try:
-        int(listen.unix_mode, 8)
-    except ValueError:
+    if not re.fullmatch("0?[0-7]{3}", listen.unix_mode):
         problems.append(Problem("listen.unix_mode", f"expected octal digits like 0660, found {listen.unix_mode!r}"))
     return problems
 

@@ -171,6 +171,7 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     MethodNotAllowed: Outcome(405, "invalid_request_error", "method_not_allowed", ExitStatus.ERROR),
     BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large", ExitStatus.ERROR),
     Denied: Outcome(403, "permission_error", "denied", ExitStatus.DENIED),
+    Unavailable: Outcome(503, "server_error", "unavailable", ExitStatus.ERROR),
     Overloaded: Outcome(503, "server_error", "overloaded", ExitStatus.ERROR),
     NotReady: Outcome(503, "server_error", "not_ready", ExitStatus.NOT_RUNNING),
     EngineFailed: Outcome(503, "server_error", "engine_failed", ExitStatus.ERROR),

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from typing import Self
 
 from sdnotify import SystemdNotifier
 
@@ -10,14 +11,15 @@ log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Speaks to the service manager that started the daemon, if one did.
+    """Speaks to the service manager that started the daemon, if one did. A context manager, which ends the talk.
 
     Args:
-        environ: where `NOTIFY_SOCKET` and `WATCHDOG_USEC` are looked up.
+        environ: where `NOTIFY_SOCKET` and `WATCHDOG_USEC` are looked up (SystemdNotifier looks into `os.environ` itself
+            to find the socket).
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        self._notifier = SystemdNotifier(debug=True) if environ.get("NOTIFY_SOCKET") else None
+        self._notifier = _connect() if environ.get("NOTIFY_SOCKET") else None
         self._watchdog_usec = _watchdog_usec(environ)
 
     @property
@@ -45,13 +47,30 @@ class Notifier:
         """The daemon has begun to end."""
         self._say("STOPPING=1")
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._notifier is not None:
+            self._notifier.socket.close()
+            self._notifier = None
+
     def _say(self, state: str) -> None:
         if self._notifier is None:
             return
         try:
-            self._notifier.notify(state)
+            # systemd reads UTF-8, and SystemdNotifier writes Latin-1: so each byte goes as the character of its number.
+            self._notifier.notify(state.encode(errors="replace").decode("latin-1"))
         except OSError as error:
             log.warning("systemd did not take %s: %s", state.partition("=")[0], error)
+
+
+def _connect() -> SystemdNotifier | None:
+    try:
+        return SystemdNotifier(debug=True)
+    except OSError as error:
+        log.warning("systemd cannot be told anything: NOTIFY_SOCKET: %s", error)
+        return None
 
 
 def _watchdog_usec(environ: Mapping[str, str]) -> int:
@@ -59,4 +78,4 @@ def _watchdog_usec(environ: Mapping[str, str]) -> int:
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0
     usec = environ.get("WATCHDOG_USEC", "0")
-    return int(usec) if usec.isdigit() else 0
+    return int(usec) if usec.isdecimal() else 0

@@ -6,7 +6,7 @@ bounds is named with what was expected, and reading goes on, so that one run sho
 the simple door's request bodies are both read this way.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
@@ -22,6 +22,8 @@ _WORDS: dict[Any, str] = {
     str: "a string",
     tuple[str, ...]: "a list of strings",
 }
+
+_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def read(cls: type[T], table: object, path: str, problems: list[Problem]) -> T:
         problems: what is wrong is added here.
     """
     if not isinstance(table, Mapping):
-        problems.append(Problem(path, f"expected a table, found {table!r}"))
+        problems.append(Problem(path, f"expected a table, found {_shown(table)}"))
         return cls()
     hints = get_type_hints(cls)
     known: dict[str, Field[Any]] = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]
@@ -89,18 +91,28 @@ def _required(hint: Any) -> Any:
 
 def _complaint(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str:
     if not _fits(value, kind):
-        return f"expected {_WORDS.get(kind, 'a table')}, found {value!r}"
+        return f"expected {_WORDS.get(kind, 'a table')}, found {_shown(value)}"
     minimum, maximum = metadata["minimum"], metadata["maximum"]
     if minimum is not None and value < minimum:
-        return f"{value!r} is too small, the least is {minimum:g}"
+        return f"{_shown(value)} is too small, the least is {minimum:g}"
     if maximum is not None and value > maximum:
-        return f"{value!r} is too large, the most is {maximum:g}"
+        return f"{_shown(value)} is too large, the most is {maximum:g}"
     return ""
+
+
+def _shown(value: object) -> str:
+    """A value as Python writes it, cut to what fits into a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # Neither NaN nor an infinity, nor a whole number that no float can hold.
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (bool, str):

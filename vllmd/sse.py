@@ -5,6 +5,7 @@ events only. `Decoder` reads them. Neither does any I/O. Lines may end in LF, CR
 """
 
 import re
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 
 _END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
@@ -73,15 +74,20 @@ class Decoder:
 
     def __init__(self) -> None:
         self._splitter = Splitter()
+        self._begun = False
 
     def feed(self, data: bytes) -> list[Event]:
         """Takes bytes as they come; returns the events that they complete."""
-        return decode(self._splitter.feed(data))
+        block = self._splitter.feed(data)
+        if block and not self._begun:
+            self._begun = True
+            block = block.removeprefix(BOM_UTF8)
+        return decode(block)
 
 
 def decode(block: bytes) -> list[Event]:
     """The events in `block`, which must end where an event ends. Bytes that are not UTF-8 become U+FFFD."""
-    text = block.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    text = block.decode("utf-8", errors="replace")
     events, lines = [], list[str]()
     for line in _END_OF_LINE.split(text):
         if line:
@@ -97,24 +103,25 @@ def _read_event(lines: list[str]) -> Event:
     for line in lines:
         name, _, value = line.partition(":")
         found.setdefault(name, []).append(value.removeprefix(" "))
+    ids = [each for each in found.get("id", []) if "\0" not in each]
     return Event(
         data="\n".join(found.get("data", [])),
         event=found.get("event", ["message"])[-1] or "message",
-        id=found["id"][-1] if "id" in found else None,
+        id=ids[-1] if ids else None,
         comment="\n".join(found.get("", [])),
         has_data="data" in found,
     )
 
 
 def encode(data: str, event: str = "", id: int | str | None = None) -> bytes:
-    """An event as bytes; each line of `data` gets a data line of its own."""
+    """An event as bytes; each line of `data` gets a data line of its own. What UTF-8 cannot carry becomes `?`."""
     lines = [f"event: {event}"] if event else []
     if id is not None:
         lines.append(f"id: {id}")
     lines += [f"data: {line}" for line in _END_OF_LINE.split(data)]
-    return ("\n".join(lines) + "\n\n").encode()
+    return ("\n".join(lines) + "\n\n").encode(errors="replace")
 
 
 def comment(text: str) -> bytes:
     """A comment as bytes. Clients ignore it; it keeps them and every proxy on the way awake."""
-    return f": {' '.join(text.splitlines())}\n\n".encode()
+    return f": {' '.join(text.splitlines())}\n\n".encode(errors="replace")

@@ -168,13 +168,15 @@ def read_workflow_run(body: object) -> PromptRequest:
     """Reads the body of `POST /api/workflows/runs`: the same request in model-compose's envelope.
 
     Raises:
-        RequestError: as `read_prompt`, or the envelope has an unknown key or no `input`.
+        RequestError: as `read_prompt`, or the envelope has an unknown key or no object in `input`.
     """
     if not isinstance(body, Mapping) or "input" not in body:
         raise RequestError("input: missing", 'send {"input": {"prompt": "…"}}', param="input")
     for key in body:
         if key not in _ENVELOPE:
             raise RequestError(f"{key}: unknown key", f"known are {', '.join(_ENVELOPE)}", param=str(key))
+    if not isinstance(body["input"], Mapping):
+        raise RequestError("input: expected an object", 'send {"input": {"prompt": "…"}}', param="input")
     return read_prompt(body["input"])
 
 

@@ -53,7 +53,9 @@ def run(arguments: list[str], invocation: Invocation) -> int:
     """
     try:
         with vllmctl.make_context("vllmctl", arguments, obj=invocation) as context:
-            return int(vllmctl.invoke(context) or ExitStatus.OK)
+            status = int(vllmctl.invoke(context) or ExitStatus.OK)
+            invocation.terminal.settle()
+            return status
     except VllmdError as error:
         invocation.terminal.error(wording(error), error.hint)
         return exit_status(error)

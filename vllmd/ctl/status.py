@@ -59,7 +59,7 @@ def _model(model: ModelStatus, now: float) -> list[str]:
 
 def _engine(model: ModelStatus) -> str:
     process = f"pid {model.pid}, " if model.pid else ""
-    return f"{process}generation {model.generation}, {model.restarts} restarts" if model.generation else ""
+    return f"{process}generation {model.generation}, restarts {model.restarts}" if model.generation else ""
 
 
 def duration(seconds: float) -> str:

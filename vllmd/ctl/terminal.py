@@ -91,7 +91,7 @@ class Terminal:
         self.stdout = Output(stdout)
         self.stderr = Output(stderr)
         self.quiet = False
-        self.colour = self.stderr.is_tty and not environ.get("NO_COLOR") and environ.get("TERM", "dumb") != "dumb"
+        self.colour = self.stderr.is_tty and not environ.get("NO_COLOR") and environ.get("TERM", "") not in ("", "dumb")
         self._drawn = 0
         self._held = ""
         self._answered = False
@@ -124,7 +124,7 @@ class Terminal:
         """Writes the next part of an answer. Of newlines at its end one is shown and the rest held back."""
         if not text:
             return
-        self._settle()
+        self.settle()
         text = self._held + text
         shown = text.rstrip("\n")
         if len(text) > len(shown) and (shown or not self.stdout.at_line_start):
@@ -135,14 +135,14 @@ class Terminal:
 
     def end_answer(self) -> None:
         """Ends a whole answer with exactly one newline."""
-        self._settle()
+        self.settle()
         if not (self._answered and self.stdout.at_line_start):
             self.stdout.write("\n")
         self._held, self._answered = "", False
 
     def line(self, text: str) -> None:
         """Writes a finished line to stdout."""
-        self._settle()
+        self.settle()
         self.stdout.write(f"{text}\n")
 
     # ── what is said about it, on stderr ──
@@ -158,8 +158,8 @@ class Terminal:
         if not self.stderr.is_tty or self.quiet:
             return
         shown = " ".join(printable(text).split())[: self._columns() - 1]
-        self._draw(f"\r{shown.ljust(self._drawn)}")
-        self._drawn = len(shown)
+        before, self._drawn = self._drawn, len(shown)  # first, since Ctrl-C may come at any moment
+        self._draw(f"\r{shown.ljust(before)}")
 
     def note(self, text: str) -> None:
         """Says something worth knowing that is no error."""
@@ -176,11 +176,11 @@ class Terminal:
 
     def break_off(self) -> None:
         """Leaves an unfinished answer as it is; on a terminal the next line begins at its start."""
-        self._settle()
+        self.settle()
         if self.stdout.is_tty and not self.stdout.at_line_start:
             self.stdout.write("\n")
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Progress and reasoning are over: stderr stands at the start of a line."""
         self._erase()
         if not self.stderr.at_line_start:

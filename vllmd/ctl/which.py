@@ -28,5 +28,5 @@ def find(status: Status, name: str | None) -> ModelStatus:
     for model in status.models:
         if model.name == name or (name is None and (model.default or len(status.models) == 1)):
             return model
-    message = "there is no default model" if name is None else f"there is no model {name!r}"
-    raise ModelNotFound(message, f"known are:  {', '.join(model.name for model in status.models) or 'none'}")
+    message = "no default model here" if name is None else f"no model {name!r} here"
+    raise ModelNotFound(message, f"known are: {', '.join(model.name for model in status.models) or 'none'}")

@@ -38,6 +38,7 @@ _SEARCH_LOG = f"{_READ_LOG}; if no cause stands there, a process of it may have 
 
 _ERROR = re.compile(r"\s*(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*|$))|.*\berror: (.+)")
 _WRAPPER = re.compile(r"EngineDeadError|WorkerProc init|See root cause above|[Ss]ee stack trace|stack trace above")
+_NO_WORDS = re.compile(r"\s|.*:\s+\d+%")
 _ELSEWHERE = re.compile(r"[.,:]? *(please )?([Ss]ee|[Cc]heck) (root cause|(the )?stack ?trace).*$")
 
 
@@ -99,12 +100,13 @@ def _died_serving(exit: Exit, messages: Sequence[str]) -> Verdict:
 
 
 def _unknown(exit: Exit, messages: Sequence[str]) -> Verdict:
-    """No sign that is known: the name of the signal, or the exit status with the last error that was printed."""
+    """No sign that is known: the name of the signal, or the exit status with the last that was said."""
     if exit.signal is not None:
         return _killed(exit.signal)
     error, hint = _last_error(messages)
     unasked = "" if exit.status else ", which nobody had asked for"
-    return Verdict(Cause.UNKNOWN, f"the engine exited with status {exit.status}{unasked}{error}", hint)
+    said = error or _last_words(messages)
+    return Verdict(Cause.UNKNOWN, f"the engine exited with status {exit.status}{unasked}{said}", hint)
 
 
 def _killed(number: int) -> Verdict:
@@ -113,9 +115,17 @@ def _killed(number: int) -> Verdict:
 
 
 def _last_error(messages: Sequence[str]) -> tuple[str, str]:
-    """The last exception that is not about another one, else that, else the last line, as `: text`; and a hint."""
+    """The last exception that is not about another one, else that, as `: text` or nothing; and a hint."""
     errors = [found[1] or found[2] for message in messages if (found := _ERROR.match(message))]
     causes = [error for error in errors if not _WRAPPER.search(error)]
-    outermost = [message for message in messages if not message[0].isspace()]
-    text = _ELSEWHERE.sub("", next(iter(causes or errors or outermost), "")).strip().rstrip(".")
-    return (f": {text[:MESSAGE_CHARACTERS]}" if text else ""), _READ_LOG if causes else _SEARCH_LOG
+    return _said(causes or errors), _READ_LOG if causes else _SEARCH_LOG
+
+
+def _last_words(messages: Sequence[str]) -> str:
+    """The last line that is neither a piece of source code nor a progress bar, as `: text` or nothing."""
+    return _said([message for message in messages if not _NO_WORDS.match(message)])
+
+
+def _said(texts: Sequence[str]) -> str:
+    text = _ELSEWHERE.sub("", texts[0]).strip().rstrip(".") if texts else ""
+    return f": {text[:MESSAGE_CHARACTERS]}" if text else ""

@@ -1,9 +1,11 @@
 """How streams end, in each dialect that vLLM speaks, and how they ought to.
 
 vLLM reports the death of its engine core as an `error` event followed by `[DONE]`, and a shutdown as
-`finish_reason: "abort"` followed by `[DONE]`: to a client both look like success. `read` finds such endings in the
-bytes that pass, so that the relay can end the stream with an error instead. It is pure, and nearly free for ordinary
-events: one search for a few words; only an event that contains one of them is parsed.
+`finish_reason: "abort"` followed by `[DONE]`: to a client both look like success. On `/v1/messages` an aborted answer
+is one without a `stop_reason` (vllm/entrypoints/anthropic/serving.py), on `/v1/responses` one with the status
+`cancelled`, where vLLM tells at all. `read` finds such endings in the bytes that pass, so that the relay can end the
+stream with an error instead. It is pure, and nearly free for ordinary events: one search for a few words; only an event
+that contains one of them is parsed.
 """
 
 import json
@@ -13,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllmd import sse
-from vllmd.errors import VllmdError
+from vllmd.errors import StreamBroken, VllmdError
 from vllmd.wire import dumps, error_body
 
-_SUSPICIOUS = re.compile(rb'"error"|"abort"|\[DONE\]|message_stop|response\.(?:completed|incomplete|failed)')
+_SUSPICIOUS = re.compile(rb'"error"|"abort"|\[DONE\]|message_(?:delta|stop)|response\.(?:completed|incomplete|failed)')
 _LAST_EVENTS = ("message_stop", "response.completed", "response.incomplete", "response.failed")
+_ABORTED = "the engine was stopped before the answer was complete"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Fault:
     Args:
         status: the HTTP status it would have had before the stream.
         message: in the engine's words.
-        body: the engine's error object, as a JSON body.
+        body: the error as a JSON body, the engine's own where it gave one.
     """
 
     status: int
@@ -56,37 +59,30 @@ def read(block: bytes) -> Reading:
         return Reading(block)
     kept = b""
     for event in sse.events_in(block):
-        fault = _fault(event)
-        if fault:
-            return Reading(kept, fault=fault)
+        decoded = sse.decode(event) if _SUSPICIOUS.search(event) else []
+        for each in decoded:
+            if fault := _fault(_object(each.data)):
+                return Reading(kept, fault=fault)
         kept += event
-        if _is_last(event):
+        if any(each.data == "[DONE]" or each.event in _LAST_EVENTS for each in decoded):
             return Reading(kept, done=True)
     return Reading(kept)
 
 
-def _is_last(event: bytes) -> bool:
-    if not _SUSPICIOUS.search(event):
-        return False
-    return any(each.data == "[DONE]" or each.event in _LAST_EVENTS for each in sse.decode(event))
-
-
-def _fault(event: bytes) -> Fault | None:
-    if b'"error"' not in event and b'"abort"' not in event:
-        return None
-    for each in sse.decode(event):
-        table = _object(each.data)
-        if isinstance(table.get("error"), dict):
-            return _reported(table["error"])
-        if _was_aborted(table):
-            return Fault(503, "the engine was stopped before the answer was complete", b"")
+def _fault(table: dict[str, Any]) -> Fault | None:
+    if isinstance(table.get("error"), dict):
+        return _reported(table["error"])
+    if table.get("type") == "error":
+        return _reported(table)
+    if _was_aborted(table):
+        return Fault(503, _ABORTED, dumps(error_body(StreamBroken(_ABORTED, "ask again"))).encode())
     return None
 
 
 def _object(data: str) -> dict[str, Any]:
     try:
         table = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return table if isinstance(table, dict) else {}
 
@@ -98,7 +94,11 @@ def _reported(error: dict[str, Any]) -> Fault:
 
 
 def _was_aborted(table: dict[str, Any]) -> bool:
-    choices = table.get("choices")
+    delta, response, choices = table.get("delta"), table.get("response"), table.get("choices")
+    if table.get("type") == "message_delta":
+        return isinstance(delta, dict) and delta.get("stop_reason") is None
+    if isinstance(response, dict):
+        return response.get("status") == "cancelled"
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and choice.get("finish_reason") == "abort" for choice in choices
     )

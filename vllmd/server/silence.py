@@ -13,7 +13,8 @@ class Silence:
     Args:
         keepalive_s: seconds of silence after which `keep_alive` is awaited, again and again.
         stall_s: seconds of silence after which `give_up` is called, once.
-        keep_alive: writes a comment to the client.
+        keep_alive: writes a comment to the client. While it cannot, because the client does not read, the silence is
+            the client's, and does not count.
         give_up: ends the stream.
     """
 
@@ -46,6 +47,8 @@ class Silence:
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
+        if not self._task.cancelled() and (error := self._task.exception()) and exc[0] is None:
+            raise error
 
     async def _watch(self) -> None:
         kept_alive_at = self._heard_at
@@ -58,4 +61,8 @@ class Silence:
                 return self._give_up()
             if now - max(self._heard_at, kept_alive_at) >= self._keepalive_s:
                 kept_alive_at = now
-                await self._keep_alive()
+                try:
+                    await self._keep_alive()
+                except ConnectionError:
+                    return None  # the client has left; whoever serves it is told by other ways
+                self._heard_at = min(self._heard_at + self._now() - now, self._now())
