@@ -32,8 +32,10 @@ CONFIG = STATE / "vllmd.toml"
 LOG = STATE / "vllmd.log"
 PID_FILE = STATE / "vllmd.pid"
 
-TEMPERATURE = "0.2"
-"""What the makers of this model recommend; at higher ones it rambles."""
+LONGEST_TOKENS = "200"
+
+TEMPERATURE = "0"
+"""Such a small model rambles at any other, and so the answer is the same each time."""
 
 START_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 120.0
@@ -75,12 +77,17 @@ def say(text: str) -> None:
     print(f"demo: {text}", file=sys.stderr, flush=True)
 
 
+def say_shortly(text: str) -> None:
+    """A line of the installer's, unless it is one of the 150 that name a package."""
+    if not text.lstrip().startswith("+ "):
+        say(text)
+
+
 def chat(prompt: str, port: int) -> int:
     """Answers `prompt`, from whatever is there already; returns vllmctl's exit status."""
-    if running_pid() is None:
-        start(port)
-    wait_until_ready()
-    words = ["-H", str(UnixAddress(str(SOCKET))), "chat", "--no-stdin", "-t", TEMPERATURE, prompt]
+    started = start(port) if running_pid() is None else None
+    wait_until_ready(started)
+    words = ["-H", str(UnixAddress(str(SOCKET))), "chat", "--no-stdin", "-t", TEMPERATURE, "-n", LONGEST_TOKENS, prompt]
     say(f"$ vllmctl {shlex.join(words)}")
     status = subprocess.run([sys.executable, "-m", "vllmd.ctl", *words], check=False).returncode
     if status == 0:
@@ -88,9 +95,9 @@ def chat(prompt: str, port: int) -> int:
     return status
 
 
-def start(port: int) -> None:
+def start(port: int) -> "subprocess.Popen[bytes]":
     """Starts vllmd in the background."""
-    model = asyncio.run(prepare(STATE, say))
+    model = asyncio.run(prepare(STATE, say_shortly))
     make_private(RUNTIME)
     CONFIG.write_text(configuration(model, state=STATE, runtime=RUNTIME, port=port))
     argv = [sys.executable, "-m", "vllmd", "--config", str(CONFIG)]
@@ -98,9 +105,10 @@ def start(port: int) -> None:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     PID_FILE.write_text(str(process.pid))
     say(f"started vllmd (pid {process.pid}), its log is {LOG}")
+    return process
 
 
-def wait_until_ready() -> None:
+def wait_until_ready(started: "subprocess.Popen[bytes] | None") -> None:
     """Tells each phase of the start. Raises VllmdError if it does not come to its end."""
     said = ""
     for news in watch(Client(UnixAddress(str(SOCKET)), {}, say), None, time.monotonic() + START_TIMEOUT_S):
@@ -110,7 +118,8 @@ def wait_until_ready() -> None:
             said = summary
         if summary == "ready":
             return
-        if summary.startswith("failed") or (isinstance(news, DaemonUnreachable) and running_pid() is None):
+        is_dead = started.poll() is not None if started else running_pid() is None
+        if summary.startswith("failed") or (is_dead and isinstance(news, DaemonUnreachable)):
             raise VllmdError(f"vllmd did not start; its log ends with:\n{tail(LOG)}", f"the whole log is {LOG}")
     raise VllmdError(f"not ready after {START_TIMEOUT_S:g} s", f"see {LOG}")
 
