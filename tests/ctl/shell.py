@@ -33,13 +33,15 @@ class Shell:
 
     Args:
         environ: what it holds besides PATH, LANG and TERM.
+        before: a command that starts vllmctl in its turn.
     """
 
     environ: Mapping[str, str]
+    before: tuple[str, ...] = ()
 
     def start(self, *arguments: str, environ: Mapping[str, str] | None = None, **popen: Any) -> Process:
         """A running vllmctl; stdin is /dev/null and the outputs are pipes unless told otherwise."""
-        return self._start([*VLLMCTL, *arguments], environ or {}, popen)
+        return self._start([*self.before, *VLLMCTL, *arguments], environ or {}, popen)
 
     def run(self, *arguments: str, stdin: bytes | None = None, **rest: Any) -> Result:
         """Runs vllmctl to its end; with `stdin` that comes through a pipe."""

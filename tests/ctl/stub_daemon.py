@@ -6,6 +6,7 @@ its own, so that nothing has to be timed.
 
 import json
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,9 +75,16 @@ def reply(body: object, status: int = 200, headers: Mapping[str, str] | None = N
     return answer
 
 
-def refuse(status: int, code: object, message: str, headers: Mapping[str, str] | None = None, **more: object) -> Answer:
+def refuse(
+    status: int,
+    code: object,
+    message: str,
+    source: str | None = "vllmd",
+    hint: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
     """Answers with an error body."""
-    return reply(error(code, message, **more), status, headers)
+    return reply(error(code, message, source, hint), status, headers)
 
 
 def error(code: object, message: str, source: str | None = "vllmd", hint: str = "") -> dict[str, Any]:
@@ -164,12 +172,14 @@ class StubDaemon:
     Args:
         path: of the Unix socket; None to listen on TCP.
         server_name: what the Server header says.
+        tls: what a TCP port is secured with.
         requests: what came in.
         gone: set when vllmctl has left an answer.
     """
 
     path: Path | None
     server_name: str = f"vllmd/{__version__}"
+    tls: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
     address: str = ""
@@ -194,7 +204,9 @@ class StubDaemon:
         else:
             tcp = ThreadingHTTPServer(("127.0.0.1", 0), handler)
             tcp.daemon_threads = False
-            self._server, self.address = tcp, f"http://127.0.0.1:{tcp.server_port}"
+            self._server, self.address = tcp, f"http{'s' if self.tls else ''}://127.0.0.1:{tcp.server_port}"
+            if self.tls:
+                tcp.socket = self.tls.wrap_socket(tcp.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         return self

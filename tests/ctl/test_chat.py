@@ -1,6 +1,9 @@
 """`vllmctl chat`: what it sends, what it writes where, and how it ends."""
 
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 from pathlib import Path
 
@@ -240,6 +243,33 @@ def test_over_tcp_with_a_key(shell: Shell, tmp_path: Path) -> None:
         assert daemon.requests[0].headers["host"] == place
 
 
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 that signs itself, and its key, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    path = tmp_path / "vllmd.pem"
+    request = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=vllmd -addext subjectAltName=IP:127.0.0.1"
+    command = ["openssl", *request.split(), "-keyout", str(path), "-out", str(tmp_path / "certificate")]
+    subprocess.run(command, check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + (tmp_path / "certificate").read_bytes())
+    return path
+
+
+def test_over_tls_if_the_certificate_is_trusted(shell: Shell, certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with StubDaemon(None, tls=context) as daemon:
+        daemon.on(CHAT, chat("a"))
+        trusted = shell.run("-H", daemon.address, "chat", "hi", environ={"SSL_CERT_FILE": str(certificate)})
+        assert (trusted.status, trusted.stdout, trusted.stderr) == (0, "a\n", "")
+        other = shell.run("-H", daemon.address, "chat", "hi")
+        assert (other.status, other.stdout) == (3, "")
+        assert other.stderr.startswith(f"vllmctl: cannot reach vllmd at {daemon.address}: ")
+        assert "certificate verify failed" in other.stderr
+        assert len(daemon.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
@@ -256,11 +286,21 @@ def test_a_key_that_cannot_be_used_is_told_before_anything_is_sent(
     assert daemon.requests == []
 
 
-def test_a_full_disk_is_an_error(daemon: StubDaemon, shell: Shell) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["chat", "hi"], "cannot write"), (["--help"], "input or output failed")]
+)
+def test_a_full_disk_is_an_error(daemon: StubDaemon, shell: Shell, arguments: list[str], said: str) -> None:
     daemon.on(CHAT, chat("a"))
     with open("/dev/full", "wb") as full:
-        result = shell.run("chat", "hi", stdout=full)
-    assert (result.status, result.stderr) == (1, "vllmctl: cannot write: No space left on device\n")
+        result = shell.run(*arguments, stdout=full)
+    assert (result.status, result.stderr) == (1, f"vllmctl: {said}: No space left on device\n")
+
+
+def test_a_full_stderr_changes_nothing(daemon: StubDaemon, shell: Shell) -> None:
+    daemon.on(CHAT, chat("a", finish="length"))
+    with open("/dev/full", "wb") as full:
+        result = shell.run("chat", "hi", stderr=full)
+    assert (result.status, result.stdout) == (0, "a\n")
 
 
 def test_a_closed_stdout_is_an_error(daemon: StubDaemon, shell: Shell) -> None:

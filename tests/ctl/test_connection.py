@@ -113,6 +113,5 @@ def test_a_full_backlog_is_waited_for_until_the_deadline(socket_path: Path) -> N
         first.connect(str(socket_path))
         with pytest.raises(TimeoutError):
             Connection(UnixAddress(str(socket_path)), time.monotonic() + 0.2)
-        with server.accept()[0]:
-            with Connection(UnixAddress(str(socket_path)), time.monotonic() + 60):
-                pass
+        with server.accept()[0], Connection(UnixAddress(str(socket_path)), time.monotonic() + 60):
+            pass

@@ -2,7 +2,9 @@
 
 import grp
 import os
+import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,28 +120,45 @@ def test_something_that_is_no_daemon_is_3(shell: Shell, said: bytes) -> None:
     assert (b"does not speak HTTP" if said else b"closed the connection without an answer") in err
 
 
+@pytest.fixture
+def stranger(shell: Shell) -> Shell:
+    """A shell without the right to open whatever it likes: as root it must give that up first (capabilities(7))."""
+    if os.getuid():
+        return shell
+    if shutil.which("setpriv") is None:
+        pytest.skip("root needs setpriv to become less than root")
+    return replace(shell, before=("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"))
+
+
+def close_to_others(path: Path, group: int) -> None:
+    path.chmod(0o600 if os.getuid() == 0 else 0)
+    if os.getuid() == 0:
+        os.chown(path, 65534, group)
+
+
 @pytest.mark.parametrize("verb", [["chat", "hi"], ["status"], ["wait"], ["models"], ["load", "m"]])
-def test_a_socket_one_may_not_open_is_4(daemon: StubDaemon, shell: Shell, socket_path: Path, verb: list[str]) -> None:
-    socket_path.chmod(0o600)
-    nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
-    if not nobody:
-        socket_path.chmod(0)
-    result = shell.run(*verb, **nobody)
+def test_a_socket_one_may_not_open_is_4(
+    daemon: StubDaemon, stranger: Shell, socket_path: Path, verb: list[str]
+) -> None:
+    close_to_others(socket_path, 0)
+    result = stranger.run(*verb)
     assert (result.status, result.stdout) == (4, "")
-    assert result.stderr == (
-        f"vllmctl: permission denied on {socket_path}\n"
-        "         join the group:  sudo usermod -aG vllmd $USER   (then log in again)\n"
-    )
+    said, hint = result.stderr.splitlines()
+    assert said == f"vllmctl: permission denied on {socket_path}"
+    assert hint.startswith("         join the group:  sudo usermod -aG ")
+    assert daemon.requests == []
 
 
-def test_the_group_to_join_is_the_socket_s(daemon: StubDaemon, shell: Shell, socket_path: Path) -> None:
+def test_the_group_to_join_is_the_socket_s_but_never_root_s(
+    daemon: StubDaemon, stranger: Shell, socket_path: Path
+) -> None:
     if os.getuid():
         pytest.skip("only root can give the socket to another group")
-    group = next(each for each in grp.getgrall() if each.gr_gid not in (0, 65534))
-    os.chown(socket_path, 0, group.gr_gid)
-    socket_path.chmod(0o660)
-    result = shell.run("status", user=65534, group=65534, extra_groups=[])
-    assert f"sudo usermod -aG {group.gr_name} $USER" in result.stderr
+    other = next(each for each in grp.getgrall() if each.gr_gid not in {0, *os.getgroups()})
+    for group, name in ((other.gr_gid, other.gr_name), (0, "vllmd")):
+        close_to_others(socket_path, group)
+        said = f"join the group:  sudo usermod -aG {name} $USER   (then log in again)"
+        assert said in stranger.run("status").stderr
 
 
 def test_an_engine_s_refusal_is_the_engine_s(daemon: StubDaemon, shell: Shell) -> None:
@@ -158,7 +177,7 @@ def test_a_failed_engine_says_why_and_what_to_do(daemon: StubDaemon, shell: Shel
 
 
 def test_when_to_come_again_is_told(daemon: StubDaemon, shell: Shell) -> None:
-    daemon.on(CHAT, refuse(503, "overloaded", "full", {"Retry-After": "5"}))
+    daemon.on(CHAT, refuse(503, "overloaded", "full", headers={"Retry-After": "5"}))
     assert shell.run("chat", "hi").stderr == "vllmctl: full\n         try again in 5 s\n"
 
 

@@ -65,7 +65,7 @@ def test_without_a_default_the_names_are_listed(daemon: StubDaemon, shell: Shell
     daemon.on("GET /api/status", status(wire.ModelStatus("a"), wire.ModelStatus("b")))
     result = shell.run("load")
     assert result.status == 1
-    assert result.stderr == "vllmctl: there is no default model\n         known are:  a, b\n"
+    assert result.stderr == "vllmctl: no default model here\n         known are: a, b\n"
 
 
 def test_names_are_quoted(daemon: StubDaemon, shell: Shell) -> None:

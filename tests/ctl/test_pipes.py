@@ -41,8 +41,10 @@ def test_ctrl_c_kills_it_by_the_signal_and_leaves_the_partial_answer(daemon: Stu
         assert process.stdout is not None
         assert process.stdout.readline() == b"par\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (-signal.SIGINT, b"tial", b"")
+        assert process.stdout.read() == b"tial"
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGINT
     until_sync(daemon.gone.is_set, "the daemon to see that vllmctl has left")
 
 

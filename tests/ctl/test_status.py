@@ -30,7 +30,7 @@ def test_the_exit_status_is_the_default_model_s(daemon: StubDaemon, shell: Shell
 
 
 def test_json_is_the_daemon_s_own(daemon: StubDaemon, shell: Shell) -> None:
-    table = {**wire.to_json(a_status("starting")), "later": {"x": 1}}
+    table = json.loads(json.dumps({**wire.to_json(a_status("starting")), "later": {"x": 1}}))
     daemon.on(STATUS, reply(table))
     result = shell.run("status", "--json")
     assert (result.status, json.loads(result.stdout)) == (3, table)

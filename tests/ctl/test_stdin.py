@@ -43,9 +43,8 @@ def test_an_empty_stdin_vanishes(talking: StubDaemon, shell: Shell) -> None:
 
 def test_a_file_is_read(talking: StubDaemon, shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "doc").write_text("from a file\n")
-    with (tmp_path / "doc").open() as file:
-        with shell.start("chat", "hi", stdin=file) as process:
-            process.communicate(timeout=60)
+    with (tmp_path / "doc").open() as file, shell.start("chat", "hi", stdin=file) as process:
+        process.communicate(timeout=60)
     assert asked(talking) == "from a file\n\nhi"
 
 
@@ -142,5 +141,5 @@ def test_what_is_read(tmp_path: Path) -> None:
 
 def test_decode_names_its_source() -> None:
     assert decode("é".encode(), "x") == "é"
-    with pytest.raises(RequestError, match="review.md is not UTF-8: byte 0xc3 at offset 2"):
+    with pytest.raises(RequestError, match=r"review\.md is not UTF-8: byte 0xc3 at offset 2"):
         decode(b"ab\xc3", "review.md")

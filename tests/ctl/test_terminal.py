@@ -1,6 +1,7 @@
 """The terminal as a value: streams that a test holds in its hands."""
 
 import io
+from collections.abc import Mapping
 
 import pytest
 
@@ -24,9 +25,9 @@ class Stream(io.TextIOWrapper):
         return self.buffer.getvalue().decode()
 
 
-def make(stdout_tty: bool = False, stderr_tty: bool = False, **environ: str) -> tuple[Terminal, Stream, Stream]:
-    out, err = Stream(stdout_tty), Stream(stderr_tty)
-    return Terminal(None, out, err, {"TERM": "xterm", **environ}), out, err
+def make(stderr_tty: bool = False, environ: Mapping[str, str] | None = None) -> tuple[Terminal, Stream, Stream]:
+    out, err = Stream(False), Stream(stderr_tty)
+    return Terminal(None, out, err, {"TERM": "xterm", **(environ or {})}), out, err
 
 
 def test_utf8_goes_out_whatever_the_locale() -> None:
@@ -62,7 +63,7 @@ def test_an_error_has_its_hint_below_it() -> None:
 
 
 def test_quiet_silences_everything_but_errors() -> None:
-    terminal, _, err = make(stderr_tty=True, NO_COLOR="1")
+    terminal, _, err = make(True, {"NO_COLOR": "1"})
     terminal.quiet = True
     terminal.note("note")
     terminal.progress("progress")
@@ -72,7 +73,7 @@ def test_quiet_silences_everything_but_errors() -> None:
 
 
 def test_a_shorter_progress_line_covers_a_longer_one() -> None:
-    terminal, out, err = make(stderr_tty=True)
+    terminal, out, err = make(True)
     terminal.progress("loading weights")
     terminal.progress("ready")
     terminal.line("done")
@@ -82,11 +83,17 @@ def test_a_shorter_progress_line_covers_a_longer_one() -> None:
 
 @pytest.mark.parametrize(
     ("environ", "colour"),
-    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False), ({"TERM": ""}, True)],
+    [
+        ({}, True),
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": ""}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": ""}, False),
+    ],
 )
 def test_when_there_is_colour(environ: dict[str, str], colour: bool) -> None:
-    assert make(stderr_tty=True, **environ)[0].colour is colour
-    assert make(stderr_tty=False, **environ)[0].colour is False
+    assert make(True, environ)[0].colour is colour
+    assert make(False, environ)[0].colour is False
 
 
 def test_without_stdout_writing_is_an_error_and_without_stderr_it_is_not() -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -72,31 +71,33 @@ def test_the_environment_does_not_beat_the_command_line(daemon: StubDaemon, shel
 
 NEVER = ("aiohttp", "asyncio", "vllmd.server", "vllmd.engine")
 SLOW = ("ssl", "http.client", "email", "rich", "pydantic", "logging", "subprocess", "urllib.parse")
-TELL = (
-    "import sys, atexit\n"
-    "atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))\n"
-    "from vllmd.ctl.main import main\n"
-    "main()\n"
-)
+TELL_AT_END = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
+TELL_AT_CONNECT = """import sys
+sys.addaudithook(lambda event, _: print(*sys.modules, file=sys.stderr) if event == "socket.connect" else None)"""
 
 
-def imported(shell: Shell, *arguments: str) -> set[str]:
-    """The modules that a run has loaded by its end."""
+def run_telling(shell: Shell, tell: str, *arguments: str) -> set[str]:
+    """The modules that a run of vllmctl has loaded when `tell` tells of them."""
+    script = f"{tell}\nfrom vllmd.ctl.main import main\nmain()"
     environ = {"PATH": "", **shell.environ}
     done = subprocess.run(
-        [sys.executable, "-c", TELL, *arguments], env=environ, capture_output=True, stdin=subprocess.DEVNULL, check=True
+        [sys.executable, "-c", script, *arguments],
+        env=environ,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=True,
     )
     return set(done.stderr.decode().split())
 
 
 def test_help_loads_no_verb_and_nothing_slow(shell: Shell) -> None:
-    found = imported(shell, "--help")
+    found = run_telling(shell, TELL_AT_END, "--help")
     assert found.isdisjoint({*NEVER, *SLOW, "socket", "json", *(module for module, _ in VERBS.values())})
 
 
 def test_chat_loads_nothing_slow(daemon: StubDaemon, shell: Shell) -> None:
     daemon.on(CHAT, chat("a"))
-    found = imported(shell, "chat", "hi")
+    found = run_telling(shell, TELL_AT_END, "chat", "hi")
     assert "vllmd.ctl.answer" in found
     assert found.isdisjoint({*NEVER, *SLOW})
 
@@ -108,25 +109,11 @@ def test_no_other_verb_loads_the_daemon_s_side(daemon: StubDaemon, shell: Shell)
     daemon.on("POST /api/models/m/load?wait=1", reply(status["models"][0]))  # type: ignore[index]
     daemon.on("GET /api/events", stream(b'event: model\ndata: {"name": "m", "state": "ready"}\n\n'))
     for verb in ("status", "models", "wait", "load"):
-        assert imported(shell, verb).isdisjoint({*NEVER, "http.client", "email"})
+        assert run_telling(shell, TELL_AT_END, verb).isdisjoint({*NEVER, "http.client", "email"})
 
 
-def test_the_request_is_out_before_the_reading_side_is_imported(
-    daemon: StubDaemon, shell: Shell, tmp_path: Path
-) -> None:
-    watch = (
-        "import sys\n"
-        "from vllmd.ctl.connection import Connection\n"
-        "send = Connection.send\n"
-        "def told(self, *rest):\n"
-        "    send(self, *rest)\n"
-        "    print(*sys.modules, file=sys.stderr)\n"
-        "Connection.send = told\n"
-        "from vllmd.ctl.main import main\n"
-        "main()\n"
-    )
+def test_what_reads_the_answer_is_imported_after_the_request_is_sent(daemon: StubDaemon, shell: Shell) -> None:
     daemon.on(CHAT, chat("a"))
-    done = subprocess.run(
-        [sys.executable, "-c", watch, "chat", "hi"], env=dict(shell.environ), capture_output=True, check=True
-    )
-    assert set(done.stderr.decode().split()).isdisjoint({*NEVER, *SLOW, "vllmd.sse", "vllmd.ctl.answer"})
+    found = run_telling(shell, TELL_AT_CONNECT, "chat", "hi")
+    assert "vllmd.ctl.connection" in found
+    assert found.isdisjoint({*NEVER, *SLOW, "vllmd.sse", "vllmd.ctl.answer"})

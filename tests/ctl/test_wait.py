@@ -1,11 +1,12 @@
 """`vllmctl wait`: for a model, for a daemon, and not for ever."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from ctl.shell import Shell, screen
-from ctl.stub_daemon import Answer, Exchange, Step, StubDaemon, refuse, reply, stream, until_gone
+from ctl.stub_daemon import Answer, Step, StubDaemon, held_until, refuse, reply, stream, until_gone
 
 from vllmd import sse, wire
 
@@ -55,7 +56,7 @@ def test_an_unknown_model_is_1(daemon: StubDaemon, shell: Shell) -> None:
     script(daemon)
     result = shell.run("wait", "quen")
     assert result.status == 1
-    assert result.stderr == "vllmctl: there is no model 'quen'\n         known are:  other, qwen\n"
+    assert result.stderr == "vllmctl: no model 'quen' here\n         known are: other, qwen\n"
 
 
 def test_the_timeout_is_124_with_what_was_last_known(daemon: StubDaemon, shell: Shell) -> None:
@@ -79,16 +80,16 @@ def test_and_with_a_daemon_that_says_nothing(daemon: StubDaemon, shell: Shell) -
 
 
 def test_a_daemon_that_is_not_there_yet_is_waited_for(shell: Shell, socket_path: Path) -> None:
+    loaded = threading.Event()
+    daemon = StubDaemon(socket_path)
+    script(daemon, event("starting", phase="loading weights", percent=43), held_until(loaded), event("ready"))
     with screen(shell, "wait") as seen:
         seen.read_until("waiting for vllmd: cannot reach vllmd")
-        with StubDaemon(socket_path) as daemon:
-            script(daemon, event("starting", phase="loading weights", percent=43))
+        with daemon:
             seen.read_until("waiting for qwen: starting, loading weights 43 %")
-            assert seen.process.poll() is None
-            script(daemon, event("ready"))
-            daemon.on(EVENTS, stream(event("ready")))
-            seen.process.terminate()
-            seen.end()
+            loaded.set()
+            assert seen.end() == 0
+        assert seen.lines == [""]
 
 
 def test_a_stream_that_breaks_is_taken_up_again(daemon: StubDaemon, shell: Shell) -> None:
@@ -125,7 +126,3 @@ def test_progress_goes_away(daemon: StubDaemon, shell: Shell) -> None:
     with screen(shell, "wait") as seen:
         assert seen.end() == 0
         assert seen.lines == [""]
-
-
-def test_exchange_is_typed(daemon: StubDaemon) -> None:
-    assert Exchange

@@ -281,7 +281,7 @@ def test_a_fork_storm_is_stilled(storm_s: float) -> None:
 
 
 def test_a_deep_tree_is_felled() -> None:
-    code = "for depth in range(400):\n if os.fork(): break\nif depth == 399: say('up')" + FOREVER
+    code = "for depth in range(100):\n if os.fork(): break\nif depth == 99: say('up')" + FOREVER
     with guarded(*python(code)) as process:
         process.line()
         process.cut()

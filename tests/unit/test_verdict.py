@@ -289,6 +289,13 @@ def test_a_refused_request_does_not_explain_a_later_death() -> None:
     assert not explain(Exit(1, None), log, was_ready=True, asked=False).permanent
 
 
+def test_last_words_are_told_if_there_is_no_error() -> None:
+    bar = "Capturing CUDA graphs (FULL): 100%|██████████| 51/51 [00:01<00:00]"
+    lines = ["terminate called without an active exception", "  at 0x1", bar]
+    assert at_start(*lines).message == "the engine exited with status 1: terminate called without an active exception"
+    assert explain(Exit(1, None), lines, was_ready=True, asked=False).message.endswith("with exit status 1")
+
+
 def test_nothing_printed() -> None:
     assert at_start().message == "the engine exited with status 1"
 

@@ -35,6 +35,15 @@ MEANINGS = {
 }
 """The exit statuses in words, as `vllmctl --help` lists them."""
 
+ENVIRONMENT = [
+    ("VLLMD_HOST", "the daemon's address: unix:///path, /path, http://host:port, host:port"),
+    ("VLLMD_API_KEY", "the key for a daemon that asks for one"),
+    ("VLLMD_API_KEY_FILE", "a file that holds the key"),
+    ("NO_COLOR", "no colour, if not empty"),
+    ("VLLMCTL_VERB_OPTION", "a default for an option, such as VLLMCTL_CHAT_TEMPERATURE"),
+]
+"""What vllmctl reads from its environment."""
+
 Callback = Callable[[click.Context, click.Parameter, Any], None]
 
 
@@ -116,12 +125,3 @@ class Verbs(click.Group):
             formatter.write_dl([(str(int(status)), meaning) for status, meaning in MEANINGS.items()])
         with formatter.section("Environment"):
             formatter.write_dl(ENVIRONMENT)
-
-
-ENVIRONMENT = [
-    ("VLLMD_HOST", "the daemon's address: unix:///path, /path, http://host:port, host:port"),
-    ("VLLMD_API_KEY", "the key for a daemon that asks for one"),
-    ("VLLMD_API_KEY_FILE", "a file that holds the key"),
-    ("NO_COLOR", "no colour, if not empty"),
-    ("VLLMCTL_VERB_OPTION", "a default for an option, such as VLLMCTL_CHAT_TEMPERATURE"),
-]

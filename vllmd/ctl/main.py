@@ -67,6 +67,12 @@ def run(arguments: list[str], invocation: Invocation) -> int:
     except click.ClickException as error:
         invocation.terminal.error(*_usage(error))
         return ExitStatus.USAGE
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # the help and the version are written by click itself
+        invocation.terminal.stdout.abandon()
+        invocation.terminal.error(f"input or output failed: {error.strerror}")
+        return ExitStatus.ERROR
 
 
 def _usage(error: click.ClickException) -> tuple[str, str]:

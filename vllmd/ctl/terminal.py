@@ -177,6 +177,7 @@ class Terminal:
     def break_off(self) -> None:
         """Leaves an unfinished answer as it is; on a terminal the next line begins at its start."""
         self.settle()
+        self._held, self._answered = "", False
         if self.stdout.is_tty and not self.stdout.at_line_start:
             self.stdout.write("\n")
 
