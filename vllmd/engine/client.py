@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
 
-from vllmd.errors import EngineUnreachable, StreamBroken
+from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken
 
 KEEPALIVE_S = 3.0
 """vLLM closes idle connections after 5 s; one that is reused must not be closed under the request."""
 
+DISCARD_S = 1.0
+"""Seconds that an answer may go on after its last event, until its connection is given up."""
+
 _LOST = (aiohttp.ClientError, ConnectionError, OSError)
+_REFUSED = "the engine takes no connections"
 _GONE = "the engine closed the connection before it answered"
 _CUT = "the engine closed the connection in the middle of its answer"
 
@@ -39,7 +43,7 @@ class EngineClient:
             connector=connector,
             timeout=timeout,
             auto_decompress=False,
-            skip_auto_headers=["User-Agent"],
+            skip_auto_headers=["User-Agent", "Accept-Encoding"],
         )
         return self
 
@@ -59,11 +63,16 @@ class EngineClient:
             headers: those to send beside what the connection needs.
 
         Raises:
+            EngineRefused: there was nobody to send it to.
             EngineUnreachable: no head of an answer came back.
         """
         assert self._session is not None
+        if self._session.closed:
+            raise EngineRefused(_REFUSED)
         try:
             response = await self._session.request(method, path, data=body, headers=headers)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise EngineRefused(_REFUSED) from error
         except _LOST as error:
             raise EngineUnreachable(_GONE, "it is started again; send the request again") from error
         try:
@@ -102,6 +111,12 @@ class EngineAnswer:
                 yield chunk
         except _LOST as error:
             raise StreamBroken(_CUT) from error
+
+    async def discard(self) -> None:
+        """Reads what may be left, so that the connection can be used again; that it breaks makes no difference now."""
+        with suppress(*_LOST, TimeoutError):
+            async with asyncio.timeout(DISCARD_S):
+                await self._response.read()
 
     def abort(self) -> None:
         """Closes the connection; who reads gets StreamBroken."""

@@ -21,7 +21,7 @@ from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.process import Command, Process, spawn
 from vllmd.engine.verdict import explain
-from vllmd.errors import EngineError, InstallError, VllmdError
+from vllmd.errors import InstallError, VllmdError
 from vllmd.lifecycle import Verdict
 
 LAST_LINES = 400
@@ -102,7 +102,7 @@ class Generation:
             if self._asked_to_end and not _being_cancelled():
                 return Verdict("stopped as asked", "the start was called off")
             raise
-        except (InstallError, EngineError) as error:
+        except VllmdError as error:
             return Verdict("install failed", error.message, error.hint)
         except OSError as error:
             return Verdict("install failed", f"cannot prepare the start: {error}", "check the directories in [paths]")

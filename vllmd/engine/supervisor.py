@@ -175,7 +175,9 @@ class Supervisor:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Spawn(number):
-                self._living = _start(self._live(number))
+                # At once, not in the task: the next event may already be the one that ends it.
+                self._generation = Generation(number, self.plan, self._on_progress, self._on_line)
+                self._living = _start(self._live(self._generation))
             case Terminate():
                 self._living_generation().terminate()
             case Kill():
@@ -189,10 +191,8 @@ class Supervisor:
         assert self._generation is not None, "effects on an engine come only while one is alive"
         return self._generation
 
-    async def _live(self, number: int) -> None:
+    async def _live(self, generation: Generation) -> None:
         """One generation, from its start to the report of its exit."""
-        generation = Generation(number, self.plan, self._on_progress, self._on_line)
-        self._generation = generation
         async with AsyncExitStack() as stack:
             self._client = await stack.enter_async_context(EngineClient(generation.socket))
             try:
@@ -200,7 +200,7 @@ class Supervisor:
             except Exception as error:
                 log.exception("%s: unforeseen error", self.name)
                 verdict = Verdict("internal error", f"vllmd made a mistake: {error}", "please report it with the log")
-        self.post(Exited(number, verdict))
+        self.post(Exited(generation.number, verdict))
 
     def _set_timer(self, timer: Timer, seconds: float) -> None:
         if timer in self._timers:
@@ -226,9 +226,10 @@ class Supervisor:
     # ── news from the generation ──
 
     def _on_progress(self, progress: Progress) -> None:
-        self._progress = progress
-        self._publish()
-        self._moved()
+        if self.engine.state is State.STARTING:
+            self._progress = progress
+            self._publish()
+            self._moved()
 
     def _on_line(self, line: str) -> None:
         engine_log.info("%s: %s", self.name, line)
