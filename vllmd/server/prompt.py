@@ -14,7 +14,7 @@ from vllmd.server import chat
 from vllmd.server.bodies import choose_model, json_response, make_call, read_json
 from vllmd.server.calls import Call
 from vllmd.server.chat import Piece
-from vllmd.server.doors import Door, passed_on
+from vllmd.server.doors import Door, passed_on, require_client
 from vllmd.server.relay import Relay
 
 
@@ -122,6 +122,7 @@ class TextDoor(Door):
 
     async def _stream(self) -> EventSourceResponse:
         if self._events is None:
+            require_client(self.request)
             self._events = EventSourceResponse(sep="\n", allow_all_methods=True, ping_interval=self._keepalive_s)
             await self._events.prepare(self.request)
             self.response = self._events
