@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from vllmd import __version__
 from vllmd.config import Config, load, locate
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
-from vllmd.engine.generation import Plan
+from vllmd.engine.generation import Plan, claimed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
 from vllmd.lifecycle import Load
@@ -114,11 +114,16 @@ async def serve(config: Config) -> None:
     """Runs the daemon until SIGTERM or SIGINT, then ends every stream and every engine in order.
 
     Raises:
-        AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
+        AddressError: a door cannot be opened, or the directory of the engines' sockets cannot be used.
     """
-    notifier, feed, calls = Notifier(), Feed(), Calls()
-    supervisors = _supervisors(config, feed, notifier)
-    with _signals() as signals, listening(config.listen, os.environ) as sockets:
+    feed, calls = Feed(), Calls()
+    with (
+        Notifier() as notifier,
+        claimed(Path(config.paths.runtime)),
+        listening(config.listen, os.environ) as sockets,
+        _signals() as signals,
+    ):
+        supervisors = _supervisors(config, feed, notifier)
         app = build(config, supervisors, feed, calls, addresses_of(sockets))
         for supervisor in supervisors.values():
             supervisor.post(Load())  # before the doors open: sockets that systemd passes have clients waiting already
@@ -129,7 +134,8 @@ async def serve(config: Config) -> None:
             notifier.stopping()
             await doors.close()
             await _drain(calls, config.relay.drain_s, signals)
-            await asyncio.gather(*(supervisor.close() for supervisor in supervisors.values()))
+            # Who signals once more need not wait for the engines either: leaving the block kills them.
+            await _unless_hurried(*(each.close() for each in supervisors.values()), signals=signals)
     log.info("stopped")
 
 
@@ -193,8 +199,17 @@ async def _drain(calls: Calls, drain_s: float, signals: "asyncio.Queue[signal.Si
     """Lets running calls finish for `drain_s` seconds; a second signal ends the patience."""
     farewell = NotReady("vllmd is stopping", "ask again when it is back")
     calls.close(farewell)
-    idle, hurry = asyncio.ensure_future(calls.wait_idle()), asyncio.ensure_future(signals.get())
-    await asyncio.wait([idle, hurry], timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
-    hurry.cancel()
+    await _unless_hurried(calls.wait_idle(), signals=signals, timeout_s=drain_s)
     calls.cut_short(farewell)
-    await asyncio.wait([idle], timeout=CUT_SHORT_S)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(calls.wait_idle(), CUT_SHORT_S)
+
+
+async def _unless_hurried(
+    *works: Coroutine[Any, Any, None], signals: "asyncio.Queue[signal.Signals]", timeout_s: float | None = None
+) -> None:
+    """Waits for all of `works`, but only until another signal comes or the time is up."""
+    done, hurry = asyncio.gather(*works), asyncio.ensure_future(signals.get())
+    await asyncio.wait([done, hurry], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for each in (done, hurry):
+        each.cancel()

@@ -1,6 +1,7 @@
 """What administrators get wrong: said with its place and its remedy, before anything is started or changed."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,10 +94,18 @@ def test_a_runtime_directory_of_somebody_else_is_told_too(idle: Daemon) -> None:
     theirs = idle.folder / "r"
     theirs.mkdir()
     os.chown(theirs, 65534, 65534)
-    idle.configure({}, {"supervision": {"restart_limit": 0}})
-    idle.start(ready=False)
-    idle.wait_for("failed")
-    _, body = idle.fetch(PROMPT, "POST", {"prompt": "x"})
-    assert body["error"]["code"] == "engine_failed"
-    assert "belongs to another user" in body["error"]["message"]
-    assert "paths.runtime" in body["error"]["hint"]
+    assert_fails(vllmd(idle.config), "belongs to another user", "paths.runtime")
+    theirs.rmdir()
+    theirs.write_text("no directory")
+    assert_fails(vllmd(idle.config), f"cannot use {theirs}")
+
+
+def test_the_engines_of_a_live_daemon_are_not_touched(start: Start, idle: Daemon) -> None:
+    daemon = start()
+    idle.configure({}, {"paths": {"runtime": str(daemon.folder / "r")}})
+    assert_fails(vllmd(idle.config), "another vllmd", str(daemon.folder / "r"), "paths.runtime")
+    assert daemon.fetch(PROMPT, "POST", {"prompt": "x", "stream": False})[0] == 200
+    daemon.signal(signal.SIGKILL)
+    daemon.wait()
+    assert idle.config.exists()
+    idle.start()

@@ -36,7 +36,7 @@ async def assert_ends(daemon: Daemon) -> None:
     """It ends by itself, in good order; the fixture looks for what it left."""
     assert await asyncio.to_thread(daemon.wait) == 0
     assert not daemon.socket.exists()
-    assert not list(daemon.folder.glob("r/*"))
+    assert not list(daemon.folder.glob("r/*.*"))
     assert not daemon.everybody()
 
 
@@ -138,6 +138,14 @@ async def test_a_second_signal_hurries(start: Start) -> None:
     await exchange.end()
     assert "stopping" in exchange.events[-1].json()["error"]["message"]
     await exchange.leave()
+    await assert_ends(daemon)
+
+
+async def test_one_more_signal_hurries_the_engine_too(start: Start) -> None:
+    daemon = start(knobs={"term": "ignore", "tree": 1}, supervision={"stop_timeout_s": 600})
+    daemon.signal(signal.SIGTERM)
+    await until(lambda: "ready → stopping" in daemon.log, "the engine to be asked to stop")
+    daemon.signal(signal.SIGINT)
     await assert_ends(daemon)
 
 

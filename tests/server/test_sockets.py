@@ -50,7 +50,7 @@ def assert_refuses(daemon: Daemon, *words: str) -> None:
     for word in words:
         assert word in daemon.log, daemon.log
     assert "Traceback" not in daemon.log
-    assert not list(daemon.folder.glob("r/*"))
+    assert not list(daemon.folder.glob("r/*.*"))
 
 
 def test_an_unknown_group_is_named_and_leaves_no_socket(idle: Daemon) -> None:

@@ -166,7 +166,7 @@ async def test_vllmd_starts_again_after_kill_9_of_itself() -> None:
             daemon.signal(signal.SIGKILL)
             daemon.wait()
         daemon.start()
-        left = [path.name for path in daemon.folder.glob("r/*")]
+        left = [path.name for path in daemon.folder.glob("r/*.*")]
         assert len(left) == 1, left
         assert re.match("tiny", left[0])
     finally:

@@ -5,6 +5,7 @@ cleans up after itself; the directory goes when the last process has gone.
 """
 
 import asyncio
+import fcntl
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.process import Command, Process, spawn
 from vllmd.engine.verdict import explain
-from vllmd.errors import InstallError, VllmdError
+from vllmd.errors import AddressError, InstallError, VllmdError
 from vllmd.lifecycle import Verdict
 
 LAST_LINES = 400
@@ -196,13 +197,34 @@ def _private_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@contextmanager
+def claimed(runtime: Path) -> Iterator[None]:
+    """Keeps other vllmds out of the directory of the engines' sockets: they would remove those of living engines.
+
+    Raises:
+        AddressError: another one has it, or it cannot be used at all.
+    """
+    try:
+        make_private(runtime)
+        lock = (runtime / "lock").open("w")
+    except OSError as error:
+        raise AddressError(f"cannot use {runtime}: {error.strerror}", "see paths.runtime") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with the process, however that ends
+        except BlockingIOError:
+            message = f"another vllmd has its engines' sockets in {runtime}"
+            raise AddressError(message, "stop it first, or give this one a paths.runtime of its own") from None
+        yield
+
+
 def make_private(path: Path) -> None:
     """Makes `path` (0700) with its parents; one that exists must belong to this user.
 
     Raises:
-        VllmdError: it belongs to somebody else, who could then take the engine's place.
+        AddressError: it belongs to somebody else, who could then take the engine's place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     if path.stat().st_uid != os.getuid():
-        raise VllmdError(f"{path} belongs to another user", "choose another directory for paths.runtime")
+        raise AddressError(f"{path} belongs to another user", "choose another directory for paths.runtime")
