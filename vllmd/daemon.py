@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from vllmd import __version__
 from vllmd.config import Config, load, locate
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
-from vllmd.engine.generation import Plan
+from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
 from vllmd.lifecycle import Load
@@ -30,6 +30,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("/etc/vllmd/vllmd.toml")
+
+STATUS_INTERVAL_S = 5.0
 
 CUT_SHORT_S = 5.0
 """Seconds that clients whose calls were cut short get to take the error."""
@@ -176,10 +178,13 @@ async def _tell_systemd(notifier: Notifier, supervisor: Supervisor, feed: Feed) 
     """READY=1 with the first token of the default model, and a STATUS= line for every change."""
     while True:
         status = supervisor.status
-        notifier.status(f"{status.name}: {status.summary}")
+        notifier.status(f"{status.name}: {status.sentence()}")
         if supervisor.client is not None:
             notifier.ready()
-        await feed.after(feed.last)
+        # What passes is told again now and then, since its age or what is left of it changes.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STATUS_INTERVAL_S if status.is_passing else None):
+                await feed.after(feed.last)
 
 
 async def _feed_watchdog(notifier: Notifier) -> None:

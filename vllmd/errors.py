@@ -17,6 +17,7 @@ VllmdError
 │   ├── EngineUnreachable    nothing came back: the request may be sent again
 │   ├── StreamBroken         the answer began and did not end as it should
 │   └── ProbeFailed          a health check without a token
+│       └── Hung             the engine has work and does none of it
 ├── InstallError             the engine's environment could not be built
 └── DaemonUnreachable        vllmctl found nobody at the address
 
@@ -141,6 +142,10 @@ class StreamBroken(EngineError):
 
 class ProbeFailed(EngineError):
     """A health check that brought no token."""
+
+
+class Hung(ProbeFailed):
+    """The engine has work and does none of it: no second check is needed."""
 
 
 class InstallError(VllmdError):

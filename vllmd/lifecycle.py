@@ -40,6 +40,9 @@ class Policy:
 
     probe_interval_s: float = option(30.0, "seconds between two health checks of a ready engine", minimum=0.05)
     probe_timeout_s: float = option(20.0, "seconds a health check may take to bring its token", minimum=0.05)
+    stall_s: float = option(
+        60.0, "seconds an engine may work without showing a token until it counts as hung", minimum=0.05
+    )
     failure_threshold: int = option(3, "failed health checks in a row until the engine is replaced", minimum=1)
     startup_stall_s: float = option(300.0, "seconds a start may go without any sign of progress", minimum=0.1)
     stop_timeout_s: float = option(20.0, "seconds an engine may take to end before it is killed", minimum=0.05)
@@ -128,10 +131,15 @@ class ProbeOk:
 
 @dataclass(frozen=True)
 class ProbeFailed:
-    """No token came out of the engine."""
+    """No token came out of the engine.
+
+    Args:
+        certain: whether no further check is needed to call it hung.
+    """
 
     epoch: int
     reason: str
+    certain: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,13 @@ class Terminate:
 
 @dataclass(frozen=True)
 class Kill:
-    """End the engine and all its descendants at once."""
+    """End the engine and all its descendants at once.
+
+    Args:
+        examine: look at it first, since it is sick and nobody knows why.
+    """
+
+    examine: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,10 +196,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class SetTimer:
-    """Report `TimerFired` in `seconds`, unless the state changes or the same timer is set anew before."""
+    """Report `TimerFired` in `seconds`, unless the state changes or the same timer is set anew before.
+
+    Args:
+        jitter: up to this part of `seconds` is added by chance, so that engines do not restart in step.
+    """
 
     timer: Timer
     seconds: float
+    jitter: float = 0.0
 
 
 Effect = Spawn | Terminate | Kill | Probe | SetTimer

@@ -50,6 +50,10 @@ STARTUP_PROBE_INTERVAL_S = 0.5
 """A starting engine refuses connections until it is ready, so asking often is cheap."""
 
 
+BACKOFF_JITTER = 0.25
+"""Up to a quarter is added to a back-off."""
+
+
 # ── moves that several rows share ──
 
 
@@ -85,14 +89,14 @@ def _rest(engine: Engine, policy: Policy) -> Step:
     if engine.after_stop is State.STARTING:
         return _spawn(engine, policy)
     if engine.after_stop is State.BACKOFF:
-        pause = SetTimer(Timer.BACKOFF, policy.backoff_s(engine.crashes))
+        pause = SetTimer(Timer.BACKOFF, policy.backoff_s(engine.crashes), BACKOFF_JITTER)
         return replace(engine, state=State.BACKOFF), (pause,)
     return replace(engine, state=engine.after_stop), ()
 
 
 def _replace_sick(engine: Engine, verdict: Verdict, policy: Policy) -> Step:
     blamed = _blame(engine, verdict, policy)
-    return _stop(blamed, Kill(), blamed.after_stop, policy)
+    return _stop(blamed, Kill(examine=True), blamed.after_stop, policy)
 
 
 # ── the rows ──
@@ -160,14 +164,14 @@ def _still_ready(engine: Engine, event: Event, policy: Policy) -> Step:
 def _probe_failed(engine: Engine, event: Event, policy: Policy) -> Step:
     assert isinstance(event, ProbeFailed)
     sick = replace(engine, probe_failures=engine.probe_failures + 1)
-    if sick.probe_failures >= policy.failure_threshold:
+    if event.certain or sick.probe_failures >= policy.failure_threshold:
         return _replace_sick(sick, _no_token(event.reason, sick.probe_failures), policy)
     return replace(sick, state=State.UNHEALTHY), (Probe(min(policy.probe_interval_s, 1.0)),)
 
 
 def _no_token(reason: str, times: int) -> Verdict:
-    often = "once" if times == 1 else f"{times} times in a row"
-    return Verdict("hung", f"the engine failed its health check {often}: {reason}", "it is replaced by a new one")
+    often = "" if times == 1 else f" ({times} health checks in a row)"
+    return Verdict("hung", f"the engine hangs: {reason}{often}", "it is replaced by a new one")
 
 
 def _proved_stable(engine: Engine, event: Event, policy: Policy) -> Step:

@@ -35,6 +35,7 @@ class ModelStatus:
         default: whether it serves requests that name no model.
         phase: what a starting engine is doing; None otherwise.
         percent: how far the phase is, 0 to 100, where vLLM says so.
+        eta_s: seconds until the first token, judged by an earlier start; None where there was none.
         since: when the state began, Unix seconds.
         pid: the process vllmd watches; None when there is none.
         generation: how many engines were started.
@@ -50,6 +51,7 @@ class ModelStatus:
     default: bool = False
     phase: str | None = None
     percent: int | None = None
+    eta_s: float | None = None
     since: float = 0.0
     pid: int | None = None
     generation: int = 0
@@ -69,12 +71,26 @@ class ModelStatus:
             return self.state
         return f"starting, {self.phase}" + ("" if self.percent is None else f" {self.percent} %")
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether the state ends by itself, so that its age is worth telling."""
+        return self.state not in ("ready", "stopped", "failed")
+
     def sentence(self, now: float | None = None) -> str:
-        """The summary, with the age of a state that will pass: `starting, loading weights 43 %, 41 s`."""
-        if self.state in ("ready", "stopped", "failed"):
+        """The summary, with what is left of a state that will pass, or its age: `starting, compiling, 41 s`."""
+        if not self.is_passing:
             return self.summary
+        if self.eta_s is not None:
+            return f"{self.summary}, {_about(self.eta_s)} left"
         age_s = max(0.0, (time.time() if now is None else now) - self.since)
         return f"{self.summary}, {age_s:.0f} s"
+
+
+def _about(seconds: float) -> str:
+    """A duration as a guess is told: `about 40 s`, `about 3 min`, `a few seconds`."""
+    if seconds < 5:
+        return "a few seconds"
+    return f"about {5 * round(seconds / 5)} s" if seconds < 90 else f"about {round(seconds / 60)} min"
 
 
 @dataclass(frozen=True)

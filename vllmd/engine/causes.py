@@ -66,7 +66,7 @@ class Sign:
 _FLAGS = "correct it in the model's `args`; `vllm serve --help=all` lists what this version of vLLM takes"
 _SMALLER = "serve a smaller or quantised model, or spread it with `tensor_parallel_size`"
 _WHO_HOLDS = "see who holds the memory (nvidia-smi), or lower `gpu_memory_utilization`"
-_TERMS = "accept the model's terms on huggingface.co, and give the engine a token of that account as HF_TOKEN"
+_TERMS = "accept the model's terms on its Hugging Face page, and give the engine a token of that account as HF_TOKEN"
 _MODEL = "correct `model`: a directory with a config.json that vllmd's user may read, or `organisation/name` on the hub"
 _DOWNLOAD = "the download is not complete, or `model` names the wrong directory"
 _NEWER = "install a newer vLLM (`environment.requirement`), or choose another model"

@@ -1,8 +1,9 @@
 """Requests to one engine over its private Unix socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -12,9 +13,26 @@ from vllmd.errors import EngineUnreachable, StreamBroken
 KEEPALIVE_S = 3.0
 """vLLM closes idle connections after 5 s; one that is reused must not be closed under the request."""
 
+DISCARD_S = 1.0
+"""Seconds that an answer may go on after its last event, until its connection is given up."""
+
 _LOST = (aiohttp.ClientError, ConnectionError, OSError)
 _GONE = "the engine closed the connection before it answered"
+_AGAIN = "it is started again; send the request again"
 _CUT = "the engine closed the connection in the middle of its answer"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request that is under way.
+
+    Args:
+        at: when it was sent, in the event loop's time.
+        body_bytes: how large it is.
+    """
+
+    at: float
+    body_bytes: int
 
 
 class EngineClient:
@@ -27,8 +45,9 @@ class EngineClient:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._session: aiohttp.ClientSession | None = None
-        self.last_event_at = 0.0
-        """When the engine last sent part of an answer, in the event loop's time: the proof that tokens flow."""
+        self._under_way: dict[object, Sent] = {}
+        self.proved_at = 0.0
+        """When the engine last showed that it makes tokens, in the event loop's time."""
 
     async def __aenter__(self) -> "EngineClient":
         connector = aiohttp.UnixConnector(str(self._socket), limit=0, keepalive_timeout=KEEPALIVE_S)
@@ -39,7 +58,7 @@ class EngineClient:
             connector=connector,
             timeout=timeout,
             auto_decompress=False,
-            skip_auto_headers=["User-Agent"],
+            skip_auto_headers=["User-Agent", "Accept-Encoding"],
         )
         return self
 
@@ -61,15 +80,33 @@ class EngineClient:
         Raises:
             EngineUnreachable: no head of an answer came back.
         """
-        assert self._session is not None
+        if self._session is None or self._session.closed:
+            raise EngineUnreachable(_GONE, _AGAIN)
+        with self._counted(body):
+            try:
+                response = await self._session.request(method, path, data=body, headers=headers)
+            except _LOST as error:
+                raise EngineUnreachable(_GONE, _AGAIN) from error
+            try:
+                yield EngineAnswer(response, self)
+            finally:
+                response.close()
+
+    @contextmanager
+    def _counted(self, body: bytes | None) -> Iterator[None]:
+        """Counts a request that makes the engine work: one with a body."""
+        key = object()
+        if body is not None:
+            self._under_way[key] = Sent(asyncio.get_running_loop().time(), len(body))
         try:
-            response = await self._session.request(method, path, data=body, headers=headers)
-        except _LOST as error:
-            raise EngineUnreachable(_GONE, "it is started again; send the request again") from error
-        try:
-            yield EngineAnswer(response, self)
+            yield
         finally:
-            response.close()
+            self._under_way.pop(key, None)
+
+    @property
+    def under_way(self) -> tuple["Sent", ...]:
+        """The requests that the engine is working on, the oldest first."""
+        return tuple(self._under_way.values())
 
 
 class EngineAnswer:
@@ -98,10 +135,17 @@ class EngineAnswer:
         now = asyncio.get_running_loop().time
         try:
             async for chunk in self._response.content.iter_any():
-                self._client.last_event_at = now()
+                if not chunk.startswith(b":"):  # a comment proves that the API server lives, not the engine core
+                    self._client.proved_at = now()
                 yield chunk
         except _LOST as error:
             raise StreamBroken(_CUT) from error
+
+    async def discard(self) -> None:
+        """Reads what may be left, so that the connection can be used again; that it breaks makes no difference now."""
+        with suppress(*_LOST, TimeoutError):
+            async with asyncio.timeout(DISCARD_S):
+                await self._response.read()
 
     def abort(self) -> None:
         """Closes the connection; who reads gets StreamBroken."""

@@ -33,6 +33,9 @@ EVIDENCE_CHARACTERS = 2000
 
 MESSAGE_CHARACTERS = 400
 
+KERNEL_KILLED = "the kernel killed a process of the engine for want of memory"
+WHO_KILLED = "find out who did: an operator, or a script that kills by name"
+
 _READ_LOG = "see the last lines of the engine's log"
 _SEARCH_LOG = f"{_READ_LOG}; if no cause stands there, a process of it may have been killed (`journalctl -k`)"
 
@@ -55,7 +58,7 @@ class Exit:
     signal: int | None
 
 
-def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool) -> Verdict:
+def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool, oom_kills: int | None = None) -> Verdict:
     """Why the engine ended.
 
     Args:
@@ -63,15 +66,27 @@ def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool) -
         lines: the last lines that it printed; some hundreds, since a traceback for each worker follows the cause.
         was_ready: whether it has served.
         asked: whether vllmd wanted it to end.
+        oom_kills: how many processes the kernel has killed for memory meanwhile; None if nobody counts.
     """
     if asked:
         return Verdict(Cause.STOPPED, "the engine was stopped as asked")
+    if oom_kills:
+        return Verdict(Cause.KILLED_FOR_MEMORY, KERNEL_KILLED, KILLED_FOR_MEMORY.hint)
     if exit.signal == SIGKILL:
-        return Verdict(Cause.KILLED_FOR_MEMORY, KILLED_FOR_MEMORY.message, KILLED_FOR_MEMORY.hint)
+        return _struck_down(certain=oom_kills is not None)
     messages = _evidence(lines)
     if was_ready:
         return _died_serving(exit, messages)
     return _find(SIGNS, messages) or _unknown(exit, messages)
+
+
+def _struck_down(*, certain: bool) -> Verdict:
+    """SIGKILL: the kernel's way to free memory, or somebody's; its count of such kills tells which."""
+    if certain:
+        return Verdict(
+            Cause.KILLED, "somebody killed the engine with SIGKILL; it was not for want of memory", WHO_KILLED
+        )
+    return Verdict(Cause.KILLED_FOR_MEMORY, KILLED_FOR_MEMORY.message, KILLED_FOR_MEMORY.hint)
 
 
 def _evidence(lines: Sequence[str]) -> list[str]:
