@@ -21,6 +21,7 @@ class Cause(StrEnum):
     BAD_ARGUMENT = "bad argument"
     MODEL_NOT_FOUND = "model not found"
     GATED = "gated model"
+    TOKEN_REFUSED = "token refused"
     HUB_UNREACHABLE = "hub unreachable"
     NO_SPACE = "no space on disk"
     OUT_OF_GPU_MEMORY = "out of GPU memory"
@@ -37,6 +38,10 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
 
 
+THE_MODEL = "the model"
+"""What is served, if the log does not say it."""
+
+
 @dataclass(frozen=True)
 class Sign:
     """How a cause shows in one line of the log.
@@ -44,7 +49,7 @@ class Sign:
     Args:
         cause: what it shows.
         pattern: a regular expression to search for.
-        message, hint: the verdict's; they may name groups of the pattern.
+        message, hint: the verdict's; they may name groups of the pattern, and `served`.
         permanent: the verdict's.
     """
 
@@ -54,12 +59,12 @@ class Sign:
     hint: str
     permanent: bool = False
 
-    def read(self, text: str) -> Verdict | None:
-        """The verdict if `text` bears this sign."""
+    def read(self, text: str, served: str = THE_MODEL) -> Verdict | None:
+        """The verdict if `text` bears this sign, on an engine that was to serve `served`."""
         found = re.search(self.pattern, text)
         if not found:
             return None
-        words = found.groupdict(default="")
+        words = {"served": served, **found.groupdict(default="")}
         return Verdict(self.cause, self.message.format(**words).strip(), self.hint.format(**words), self.permanent)
 
 
@@ -67,6 +72,7 @@ _FLAGS = "correct it in the model's `args`; `vllm serve --help=all` lists what t
 _SMALLER = "serve a smaller or quantised model, or spread it with `tensor_parallel_size`"
 _WHO_HOLDS = "see who holds the memory (nvidia-smi), or lower `gpu_memory_utilization`"
 _TERMS = "accept the model's terms on its Hugging Face page, and give the engine a token of that account as HF_TOKEN"
+_NETWORK = "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT, or give the directory of a downloaded model"
 _MODEL = "correct `model`: a directory with a config.json that vllmd's user may read, or `organisation/name` on the hub"
 _DOWNLOAD = "the download is not complete, or `model` names the wrong directory"
 _NEWER = "install a newer vLLM (`environment.requirement`), or choose another model"
@@ -84,6 +90,13 @@ SIGNS = (
         Cause.BAD_ARGUMENT,
         r"error: unrecognized arguments: (?P<flags>.+)",
         "vLLM does not know the argument {flags}",
+        _FLAGS,
+        permanent=True,
+    ),
+    Sign(
+        Cause.BAD_ARGUMENT,
+        r"error: argument (?P<flag>\S+): \d+ validation errors? for \w+ +(?P<why>.+?) *\[type=",
+        "vLLM refuses the argument {flag}: {why}",
         _FLAGS,
         permanent=True,
     ),
@@ -165,16 +178,35 @@ SIGNS = (
     Sign(
         Cause.HUB_UNREACHABLE,
         r"outgoing traffic has been disabled|OfflineModeIsEnabled|offline mode is enabled",
-        "the model is not in the local cache, and asking the model hub is switched off",
+        "{served} is not in the local cache, and asking the model hub is switched off",
         "download it first, give its directory as `model`, or do not set HF_HUB_OFFLINE",
         permanent=True,
+    ),
+    Sign(
+        Cause.TOKEN_REFUSED,
+        r"Invalid credentials in Authorization header|Invalid user token",
+        "the model hub does not accept the token that the engine has",
+        "give the engine a valid one as HF_TOKEN, or none; tokens expire and are revoked",
+    ),
+    Sign(
+        Cause.HUB_UNREACHABLE,
+        r"[Ee]rror '?(?P<status>(5\d\d|429)[\w ]*)'? for url:? '?(?P<url>https?://[^/\s']+)|"
+        r"\b(?P<code>5\d\d|429) (Server|Client) Error: ",
+        "the model hub answers {status}{code} {url}",
+        "that is the hub's, or a proxy's, to mend; or give the directory of a downloaded model",
+    ),
+    Sign(
+        Cause.HUB_UNREACHABLE,
+        r"[Cc]ouldn't connect to '(?P<url>https?://[^']+)'",
+        "the model hub cannot be reached at {url}",
+        _NETWORK,
     ),
     Sign(
         Cause.HUB_UNREACHABLE,
         r"LocalEntryNotFoundError|[Cc]ouldn't connect to|Max retries exceeded|Temporary failure in name resolution|"
         r"Name or service not known|Network is unreachable|\b50\d Server Error",
         "the model hub cannot be reached",
-        "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT, or give the directory of a downloaded model",
+        _NETWORK,
     ),
     Sign(
         Cause.MODEL_NOT_FOUND,
@@ -185,10 +217,23 @@ SIGNS = (
     ),
     Sign(
         Cause.MODEL_NOT_FOUND,
-        r"Invalid repository ID or local directory specified: '(?P<model>[^']*)'",
-        "{model} is neither a directory with a model nor known to the model hub",
+        r"PermissionError: \[Errno 13\].*: '(?P<path>[^']+)'",
+        "the engine has no access to {path}",
+        "give it to the user that vllmd runs as; a hardened service may also hide it (ProtectHome, ReadWritePaths)",
+        permanent=True,
+    ),
+    Sign(
+        Cause.MODEL_NOT_FOUND,
+        r"Invalid repository ID or local directory specified: '(?P<model>[/~.][^']*)'",
+        "{model} is no directory with a config.json",
         _MODEL,
         permanent=True,
+    ),
+    Sign(  # vLLM says this of every failure to look, an unreachable hub's too
+        Cause.MODEL_NOT_FOUND,
+        r"Invalid repository ID or local directory specified: '(?P<model>[^']*)'",
+        "{model} is neither a directory with a config.json nor found on the model hub",
+        _MODEL,
     ),
     Sign(
         Cause.MODEL_NOT_FOUND,
@@ -196,6 +241,13 @@ SIGNS = (
         r"Repository Not Found for url: https?://[^/]+/(api/models/)?(?P<url>[^/\s]+/[^/\s]+?)(/|\.?$)",
         "the model hub has no model {model}{url}, or none that it would show",
         "correct `model`; for a private model give the engine a token as HF_TOKEN",
+        permanent=True,
+    ),
+    Sign(
+        Cause.MODEL_NOT_FOUND,
+        r"config file at '(?P<path>[^']+\.json)' is not a valid JSON file",
+        "{path} is not valid JSON",
+        "the file is damaged or not complete: download it again",
         permanent=True,
     ),
     Sign(
@@ -220,16 +272,9 @@ SIGNS = (
         permanent=True,
     ),
     Sign(
-        Cause.MODEL_NOT_FOUND,
-        r"PermissionError: \[Errno 13\].*: '(?P<path>[^']+)'",
-        "the engine has no access to {path}",
-        "give it to the user that vllmd runs as; a hardened service may also hide it (ProtectHome, ReadWritePaths)",
-        permanent=True,
-    ),
-    Sign(
         Cause.CORRUPT_WEIGHTS,
         r"(SafetensorError: (Error while deserializing header: )?|PytorchStreamReader failed )(?P<what>.+)",
-        "the weights cannot be read: {what}",
+        "the weights of {served} cannot be read: {what}",
         "the files are damaged or not complete: download them again",
         permanent=True,
     ),
@@ -293,6 +338,13 @@ SIGNS = (
         Cause.BAD_ARGUMENT,
         r"^\s*(Value error|Assertion failed), (?P<why>.+?)\.?( *\[type=|$)",
         "vLLM refuses its arguments: {why}",
+        _FLAGS,
+        permanent=True,
+    ),
+    Sign(
+        Cause.BAD_ARGUMENT,
+        r"validation errors? for \w+ (?P<field>[a-z_][\w.]*)  +(?P<why>.+?) *\[type=\w+, input_value=(?P<given>.+?), input_type=",
+        "vLLM refuses {given} as `{field}`: {why}",
         _FLAGS,
         permanent=True,
     ),

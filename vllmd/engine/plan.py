@@ -43,8 +43,8 @@ class Plan:
 
     @property
     def slug(self) -> str:
-        """The model's name as part of a file name."""
-        return re.sub(r"[^A-Za-z0-9]+", "-", self.name)[:20].strip("-") or "model"
+        """The model's name as part of a file name: short, and another one for every other model."""
+        return f"{re.sub('[^A-Za-z0-9]+', '-', self.name)[:12].strip('-')}-{key_of(self.name)[:6]}"
 
     @property
     def state(self) -> Path:
