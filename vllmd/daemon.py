@@ -122,10 +122,10 @@ async def serve(config: Config) -> None:
     supervisors = _supervisors(config, feed, notifier)
     with _signals() as signals, listening(config.listen, os.environ) as sockets:
         app = build(config, supervisors, feed, calls, addresses_of(sockets))
+        for supervisor in supervisors.values():
+            supervisor.post(Load())  # before the doors open: sockets that systemd passes have clients waiting already
         async with _running(supervisors, config.default_model, feed, notifier), serving(app, sockets) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
-            for supervisor in supervisors.values():
-                supervisor.post(Load())
             await signals.get()
             log.info("stopping: running streams get %g s to finish", config.relay.drain_s)
             notifier.stopping()

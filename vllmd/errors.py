@@ -15,6 +15,7 @@ VllmdError
 │   └── EngineFailed
 ├── EngineError              the engine did something wrong
 │   ├── EngineUnreachable    nothing came back: the request may be sent again
+│   │   └── EngineRefused    it was not even sent
 │   ├── StreamBroken         the answer began and did not end as it should
 │   └── ProbeFailed          a health check without a token
 │       └── Hung             the engine has work and does none of it
@@ -134,6 +135,10 @@ class EngineError(VllmdError):
 
 class EngineUnreachable(EngineError):
     """The engine gave no answer at all, so that the same request can be sent again."""
+
+
+class EngineRefused(EngineUnreachable):
+    """The engine took no connection, so that the request was not even sent."""
 
 
 class StreamBroken(EngineError):

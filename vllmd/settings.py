@@ -25,6 +25,9 @@ _WORDS: dict[Any, str] = {
 
 _SHOWN_CHARACTERS = 80
 
+MOST_PROBLEMS = 100
+"""Nobody mends more at one time, and a request with a million unknown keys must not keep the daemon busy."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -72,6 +75,8 @@ def read(cls: type[T], table: object, path: str, problems: list[Problem]) -> T:
     known: dict[str, Field[Any]] = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in table.items():
+        if len(problems) >= MOST_PROBLEMS:
+            break
         kind = _required(hints.get(key))
         if key not in known:
             problems.append(Problem(join(path, key), f"unknown key{nearest(key, known)}"))

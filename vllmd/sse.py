@@ -8,7 +8,7 @@ import re
 from codecs import BOM_UTF8
 from dataclasses import dataclass
 
-_END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2,}")
 _END_OF_LINE = re.compile(r"\r\n|\n|\r")
 
 
@@ -44,7 +44,7 @@ class Splitter:
 
     def feed(self, data: bytes) -> bytes:
         """Takes bytes as they come; returns those that complete events (none, one or several at once)."""
-        if not self._rest and b"\r" not in data and data.endswith(b"\n\n"):
+        if not self._rest and data.endswith(b"\n\n"):
             return data
         data = self._rest + data
         end = _last_end(data)

@@ -20,6 +20,9 @@ WORKFLOW_RUNS = "/api/workflows/runs"
 CHAT_COMPLETIONS = "/v1/chat/completions"
 MODELS = "/v1/models"
 
+SHOWN_CHARACTERS = 500
+"""The longest message of an error."""
+
 WAIT_HEADER = "X-Vllmd-Wait"
 """`0`: answer 503 at once instead of waiting for the model."""
 
@@ -199,12 +202,18 @@ def read_workflow_run(body: object) -> PromptRequest:
 def error_body(error: VllmdError) -> dict[str, Any]:
     """An error as clients of OpenAI's API expect it, with whose it is and what to do about it."""
     outcome = outcome_of(error)
+    param = error.param if isinstance(error, RequestError) else None
     body = {
-        "message": error.message,
+        "message": _cut(error.message),
         "type": outcome.type,
         "code": outcome.code,
-        "param": error.param if isinstance(error, RequestError) else None,
+        "param": _cut(param) if param else None,
         "source": "engine" if isinstance(error, EngineError) else "vllmd",
         "hint": error.hint,
     }
     return {"error": body}
+
+
+def _cut(text: str) -> str:
+    """A client that sent a megabyte in the wrong place need not get it back."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

@@ -75,6 +75,7 @@ _TERMS = "accept the model's terms on its Hugging Face page, and give the engine
 _NETWORK = "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT, or give the directory of a downloaded model"
 _MODEL = "correct `model`: a directory with a config.json that vllmd's user may read, or `organisation/name` on the hub"
 _DOWNLOAD = "the download is not complete, or `model` names the wrong directory"
+_FITTING = "its config.json and its weights do not belong together, or the files are not complete: download them again"
 _NEWER = "install a newer vLLM (`environment.requirement`), or choose another model"
 _KERNEL_KILLED = "look for `Out of memory` in `journalctl -k`; allow the service more memory, or serve a smaller model"
 
@@ -279,6 +280,27 @@ SIGNS = (
         permanent=True,
     ),
     Sign(
+        Cause.MODEL_NOT_FOUND,
+        r"[Ww]eight files referenced in index but missing: \{?'?(?P<files>[^}]+?)'?(\}|$)",
+        "weights are missing: {files}",
+        _DOWNLOAD,
+        permanent=True,
+    ),
+    Sign(
+        Cause.CORRUPT_WEIGHTS,
+        r"weights were not initialized from checkpoint: \{?(?P<names>'[^']*'(, '[^']*'){0,2})",
+        "the weights of {served} lack {names}",
+        _FITTING,
+        permanent=True,
+    ),
+    Sign(
+        Cause.CORRUPT_WEIGHTS,
+        r"no module or parameter named '(?P<name>[^']+)' in (?P<where>\w+)",
+        "the weights of {served} hold {name}, for which {where} has no place",
+        _FITTING,
+        permanent=True,
+    ),
+    Sign(
         Cause.UNSUPPORTED,
         r"model type `(?P<kind>[^`]+)` but Transformers does not recognize this architecture",
         "this vLLM does not know models of the type {kind}",
@@ -329,10 +351,23 @@ SIGNS = (
         "free some, or move the cache (`paths.cache`); if it was /dev/shm, enlarge that",
     ),
     Sign(
+        Cause.CORRUPT_WEIGHTS,
+        r"^ +File .*, in (parse_safetensors_file_metadata|_read_safetensors_metadata\w*)$",
+        "the headers of the weights of {served} cannot be read",
+        "see the last line of the engine's log; a damaged file or a Git LFS pointer (`git lfs pull`) must be fetched again",
+    ),
+    Sign(
         Cause.ADDRESS_IN_USE,
         r"[Aa]ddress already in use",
         "the address that the engine was to listen on is in use",
         "another process holds its socket or port (`ss -lxtp` lists them)",
+    ),
+    Sign(
+        Cause.BAD_ARGUMENT,
+        r"VLLMValidationError: (?P<why>.+?) *\(parameter=(?P<name>\w+)",
+        "vLLM refuses its argument `{name}`: {why}",
+        _FLAGS,
+        permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,

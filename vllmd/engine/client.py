@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
-from vllmd.errors import EngineUnreachable, StreamBroken
+from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken
 
 KEEPALIVE_S = 3.0
 """vLLM closes idle connections after 5 s; one that is reused must not be closed under the request."""
@@ -17,8 +17,8 @@ DISCARD_S = 1.0
 """Seconds that an answer may go on after its last event, until its connection is given up."""
 
 _LOST = (aiohttp.ClientError, ConnectionError, OSError)
+_REFUSED = "the engine takes no connections"
 _GONE = "the engine closed the connection before it answered"
-_AGAIN = "it is started again; send the request again"
 _CUT = "the engine closed the connection in the middle of its answer"
 
 
@@ -78,15 +78,18 @@ class EngineClient:
             headers: those to send beside what the connection needs.
 
         Raises:
+            EngineRefused: there was nobody to send it to.
             EngineUnreachable: no head of an answer came back.
         """
         if self._session is None or self._session.closed:
-            raise EngineUnreachable(_GONE, _AGAIN)
+            raise EngineRefused(_REFUSED)
         with self._counted(body):
             try:
                 response = await self._session.request(method, path, data=body, headers=headers)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                raise EngineRefused(_REFUSED) from error
             except _LOST as error:
-                raise EngineUnreachable(_GONE, _AGAIN) from error
+                raise EngineUnreachable(_GONE, "it is started again; send the request again") from error
             try:
                 yield EngineAnswer(response, self)
             finally:

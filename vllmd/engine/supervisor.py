@@ -225,8 +225,9 @@ class Supervisor:
     # ── news from the generation ──
 
     def _on_progress(self) -> None:
-        self._publish()
-        self._moved()
+        if self.engine.state is State.STARTING:
+            self._publish()
+            self._moved()
 
     def _on_line(self, line: str) -> None:
         engine_log.info("%s: %s", self.name, line)

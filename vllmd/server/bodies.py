@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from vllmd.errors import ModelNotFound, RequestError
+from vllmd.errors import ModelNotFound, RequestError, VllmdError
 from vllmd.server.access import identify
 from vllmd.server.calls import Call
 from vllmd.settings import nearest
@@ -37,6 +37,11 @@ async def read_json(request: web.Request) -> object:
 def json_response(value: object, status: int = 200) -> web.Response:
     """`value` as a JSON response."""
     return web.json_response(value, status=status, dumps=dumps)
+
+
+def mistake(request_id: str) -> VllmdError:
+    """What a client is told of an error that nobody foresaw; the log says the rest."""
+    return VllmdError("vllmd made a mistake", f"its log says more about request {request_id}")
 
 
 def choose_model(wanted: object, known: Iterable[str], default: str) -> str:

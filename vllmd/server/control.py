@@ -1,6 +1,7 @@
 """Watching and steering the daemon: health, readiness, status, events, load and unload."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from vllmd import __version__, wire
 from vllmd.config import Config
 from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.supervisor import Supervisor
-from vllmd.errors import RequestError
+from vllmd.errors import NotReady, RequestError
 from vllmd.lifecycle import Load, Restart, State, Unload
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response
@@ -21,6 +22,8 @@ from vllmd.server.calls import Calls
 from vllmd.server.queue import not_ready
 from vllmd.wire import ModelStatus
 
+_SETTLED = (State.READY, State.STOPPED, State.FAILED)
+_NUMBER = re.compile("[0-9]{1,18}")
 _ORDERS: dict[str, type[Load] | type[Unload] | type[Restart]] = {"load": Load, "unload": Unload, "restart": Restart}
 
 
@@ -92,11 +95,11 @@ class Control:
             self._following(),
             sse_response(request, sep="\n", ping_interval=self._config.sse.keepalive_s) as stream,
         ):
-            if last is None:
+            if last is None or last > self._feed.last:  # a number of another life of the daemon's
                 last = self._feed.last
                 await _send(stream, [Entry(last, each.status) for each in self._supervisors.values()])
             while True:
-                entries, missed = await self._feed.after(min(last, self._feed.last))
+                entries, missed = await self._feed.after(last)
                 if missed:
                     await stream.send(wire.dumps({"missed": missed}), event="missed")
                 await _send(stream, entries)
@@ -117,29 +120,28 @@ class Control:
         require_administrator(identify(request), self._config.access.admin_group)
         name = choose_model(request.match_info["name"], self._supervisors, self._config.default_model)
         supervisor, verb = self._supervisors[name], request.match_info["verb"]
-        generation = supervisor.engine.generation
         supervisor.post(_ORDERS[verb]())
         if request.query.get("wait", "0") == "0":
             return json_response({"model": name, "watch": wire.EVENTS}, status=202)
-        await self._outcome(supervisor, verb, generation)
+        await self._outcome(supervisor, verb)
         return json_response(wire.to_json(self._status_of(supervisor)))
 
-    async def _outcome(self, supervisor: Supervisor, verb: str, generation: int) -> None:
+    async def _outcome(self, supervisor: Supervisor, verb: str) -> None:
         """Waits until an order has come to its end. Raises EngineFailed or NotReady if that is not the one wanted."""
-        wanted = State.STOPPED if verb == "unload" else State.READY
-        fresh = generation + 1 if verb == "restart" else 0
         await asyncio.sleep(0)  # the supervisor takes the order before its state means anything
-        while not (supervisor.engine.state is wanted and supervisor.engine.generation >= fresh):
-            if supervisor.engine.state in (State.FAILED, State.STOPPED) and supervisor.engine.generation >= fresh:
-                raise not_ready(supervisor)
+        while supervisor.engine.state not in _SETTLED:
             await self._feed.after(self._feed.last)
+        if verb != "unload" and supervisor.engine.state is not State.READY:
+            raise not_ready(supervisor)
+        if verb == "unload" and supervisor.engine.state is not State.STOPPED:
+            raise NotReady(f"{supervisor.name} was loaded again meanwhile: {supervisor.status.summary}")
 
 
 def _last_event_id(request: web.Request) -> int | None:
     text = request.headers.get("Last-Event-ID")
     if text is None:
         return None
-    if not text.isdigit():
+    if not _NUMBER.fullmatch(text):
         raise RequestError(f"Last-Event-ID: expected a number, found {text!r}", param="Last-Event-ID")
     return int(text)
 

@@ -121,8 +121,8 @@ class PlainDoor(Door):
         """Nothing is left to say: the engine's own last event is out."""
 
     async def _prepare(self, headers: Mapping[str, str]) -> None:
+        # aiohttp chunks it by itself, unless the client speaks HTTP/1.0, as nginx does.
         self.response = web.StreamResponse(headers=headers)
-        self.response.enable_chunked_encoding()
         await self.response.prepare(self.request)
 
     async def _write(self, data: bytes) -> None:

@@ -19,7 +19,9 @@ from vllmd.errors import StreamBroken, VllmdError
 from vllmd.wire import dumps, error_body
 
 _SUSPICIOUS = re.compile(rb'"error"|"abort"|\[DONE\]|message_(?:delta|stop)|response\.(?:completed|incomplete|failed)')
+_PERHAPS_ABORTED = re.compile(rb'"abort"|"cancelled"|"stop_reason": ?null')
 _LAST_EVENTS = ("message_stop", "response.completed", "response.incomplete", "response.failed")
+_HTTP_ERROR = re.compile("[45][0-9][0-9]")
 _ABORTED = "the engine was stopped before the answer was complete"
 
 
@@ -75,7 +77,7 @@ def _fault(table: dict[str, Any]) -> Fault | None:
     if table.get("type") == "error":
         return _reported(table)
     if _was_aborted(table):
-        return Fault(503, _ABORTED, dumps(error_body(StreamBroken(_ABORTED, "ask again"))).encode())
+        return _cut_short()
     return None
 
 
@@ -88,8 +90,8 @@ def _object(data: str) -> dict[str, Any]:
 
 
 def _reported(error: dict[str, Any]) -> Fault:
-    code = error.get("code")
-    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    code = str(error.get("code"))  # on /v1/responses vLLM writes it as a string
+    status = int(code) if _HTTP_ERROR.fullmatch(code) else 500
     return Fault(status, str(error.get("message") or "the engine reported an error"), dumps({"error": error}).encode())
 
 
@@ -102,6 +104,19 @@ def _was_aborted(table: dict[str, Any]) -> bool:
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and choice.get("finish_reason") == "abort" for choice in choices
     )
+
+
+def aborted(body: bytes) -> Fault | None:
+    """The fault that a whole answer is if the engine was stopped before it was complete, in any dialect."""
+    if not _PERHAPS_ABORTED.search(body):
+        return None
+    table = _object(body.decode(errors="replace"))
+    unfinished = table.get("type") == "message" and table.get("stop_reason") is None
+    return _cut_short() if unfinished or table.get("status") == "cancelled" or _was_aborted(table) else None
+
+
+def _cut_short() -> Fault:
+    return Fault(502, _ABORTED, dumps(error_body(StreamBroken(_ABORTED, "ask again"))).encode())
 
 
 def refusal(status: int, body: bytes) -> Fault:

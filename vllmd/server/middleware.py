@@ -17,7 +17,7 @@ from vllmd.errors import (
     VllmdError,
     outcome_of,
 )
-from vllmd.server.bodies import REQUEST_ID, json_response
+from vllmd.server.bodies import REQUEST_ID, json_response, mistake
 from vllmd.wire import error_body
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,19 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return error_response(error)
     except web.HTTPException as error:
         return error_response(_named(request, error), error)
-    except ConnectionError:
-        raise  # the client is gone: aiohttp ends the connection quietly
+    except (ConnectionError, TimeoutError):
+        return _nobody(request)  # the client is gone, or takes nothing any more (aiohttp-sse's send_timeout)
     except Exception:
         log.exception("request %s: unforeseen error", request[REQUEST_ID])
-        mishap = VllmdError("vllmd made a mistake", f"its log says more about request {request[REQUEST_ID]}")
-        return error_response(mishap)
+        # Once part of an answer is out, a second head would only land in the middle of it.
+        return _nobody(request) if request.writer.output_size else error_response(mistake(request[REQUEST_ID]))
+
+
+def _nobody(request: web.Request) -> web.Response:
+    """Cuts the connection. aiohttp wants a response nevertheless, and drops it without a word."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
 
 
 def error_response(error: VllmdError, cause: web.HTTPException | None = None) -> web.Response:

@@ -24,6 +24,9 @@ INFERENCE = (
 )
 """The engine's routes that clients reach. Its management and development routes are none of them."""
 
+STREAMING = frozenset({wire.CHAT_COMPLETIONS, "/v1/completions", "/v1/responses", "/v1/messages"})
+"""Those that can answer with a stream; only there may a held request be told how far the model is."""
+
 
 class OpenAI:
     """The handlers of `/v1`.
@@ -49,7 +52,7 @@ class OpenAI:
             model=choose_model(table.get("model"), self._supervisors, self._default),
             path=request.path,
             body=await request.read(),
-            stream=table.get("stream") is True,
+            stream=table.get("stream") is True and request.path in STREAMING,
         )
         door = PlainDoor(request)
         await self._relay.carry(call, door)

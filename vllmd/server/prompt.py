@@ -1,6 +1,5 @@
 """The simple door: a prompt in, text out. `/api/prompt`, and the same in model-compose's envelope."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +9,11 @@ from aiohttp_sse import EventSourceResponse
 
 from vllmd import sse, wire
 from vllmd.config import Config
-from vllmd.errors import StreamBroken, VllmdError
+from vllmd.errors import EngineError, StreamBroken, VllmdError
+from vllmd.server import chat
 from vllmd.server.bodies import choose_model, json_response, make_call, read_json
 from vllmd.server.calls import Call
+from vllmd.server.chat import Piece
 from vllmd.server.doors import Door, passed_on
 from vllmd.server.relay import Relay
 
@@ -78,11 +79,10 @@ class TextDoor(Door):
         self._events: EventSourceResponse | None = None
         self._first_text_at: float | None = None
         self._finish_reason: str | None = None
-        self._usage: dict[str, Any] = {}
+        self._usage: Mapping[str, Any] = {}
 
     async def begin(self, headers: Mapping[str, str]) -> None:
-        """Begins the stream; the engine's own headers describe another one."""
-        await self._stream()
+        """Waits for text: as long as none has come, the HTTP status is free. The engine's headers describe another."""
 
     async def comment(self, text: str) -> None:
         """Writes a comment between two events."""
@@ -90,20 +90,21 @@ class TextDoor(Door):
 
     async def send(self, block: bytes) -> None:
         """Passes on the text that the engine's events hold."""
-        stream = await self._stream()
         for event in sse.decode(block):
-            if event.has_data and event.data != "[DONE]" and (text := self._take(json.loads(event.data))):
+            if event.has_data and event.data != "[DONE]" and (text := self._take(chat.read_chunk(event.data))):
                 self.has_answer = True
                 self._first_text_at = self._first_text_at or time.monotonic()
-                await stream.send(text)
+                await self._say(text)
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """An error of the engine's instead of a stream."""
+        if status == 200:
+            raise EngineError("the engine answered in one piece where a stream was asked for")
         self.response = web.Response(status=status, headers=passed_on(headers), body=body)
 
     async def end_with(self, error: VllmdError) -> None:
         """Writes an `error` event."""
-        await (await self._stream()).send(wire.dumps(wire.error_body(error)), event="error")
+        await self._say(wire.dumps(wire.error_body(error)), "error")
 
     async def end(self) -> None:
         """Writes the `done` event."""
@@ -113,7 +114,11 @@ class TextDoor(Door):
             "usage": self._usage,
             "timings": timings(self._call, self._first_text_at, self._usage),
         }
-        await (await self._stream()).send(wire.dumps(outcome), event="done")
+        await self._say(wire.dumps(outcome), "done")
+
+    async def _say(self, data: str, event: str = "") -> None:
+        # Not EventSourceResponse.send: it fails on half a surrogate pair, and gives up on slow readers.
+        await (await self._stream()).write(sse.encode(data, event))
 
     async def _stream(self) -> EventSourceResponse:
         if self._events is None:
@@ -122,14 +127,11 @@ class TextDoor(Door):
             self.response = self._events
         return self._events
 
-    def _take(self, chunk: Mapping[str, Any]) -> str:
+    def _take(self, piece: Piece) -> str:
         """Notes what a chunk says of the ending; returns its text."""
-        self._usage = chunk.get("usage") or self._usage
-        text = ""
-        for choice in chunk.get("choices") or ():
-            text += (choice.get("delta") or {}).get("content") or ""
-            self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        return text
+        self._usage = piece.usage or self._usage
+        self._finish_reason = piece.finish_reason or self._finish_reason
+        return piece.text
 
 
 class JsonDoor(Door):
@@ -154,14 +156,13 @@ class JsonDoor(Door):
         if status != 200:
             self.response = web.Response(status=status, headers=passed_on(headers), body=body)
             return
-        chat = json.loads(body)
-        choice, usage = chat["choices"][0], chat.get("usage") or {}
+        piece = chat.read_whole(body)
         answer = {
-            "text": choice["message"].get("content") or "",
+            "text": piece.text,
             "model": self._call.model,
-            "finish_reason": choice.get("finish_reason"),
-            "usage": usage,
-            "timings": timings(self._call, None, usage),
+            "finish_reason": piece.finish_reason,
+            "usage": piece.usage,
+            "timings": timings(self._call, None, piece.usage),
         }
         self.response = json_response(answer)
 

@@ -75,13 +75,14 @@ class Queue:
 
     async def _hold(self, call: Call, supervisor: Supervisor, tell: Tell) -> EngineClient:
         now = asyncio.get_running_loop().time
-        status_from = now() + self._settings.status_after_s
+        tell_from = now() + self._settings.status_after_s
         while (client := supervisor.client) is None:
             self._refuse_if_hopeless(supervisor)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._feed.after(self._feed.last), TICK_S)
-            if call.stream and supervisor.client is None and now() >= status_from:
+            if call.stream and supervisor.client is None and now() >= tell_from:
                 await tell(supervisor.status.sentence())
+                tell_from = now() + TICK_S
         return client
 
 

@@ -6,6 +6,7 @@ still get a true status, or be sent again to the next engine.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,8 +15,9 @@ from vllmd.config import Config
 from vllmd.engine.client import EngineAnswer, EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
-from vllmd.errors import EngineUnreachable, StreamBroken, VllmdError
+from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken, VllmdError
 from vllmd.server import endings
+from vllmd.server.bodies import mistake
 from vllmd.server.calls import Call, Calls
 from vllmd.server.doors import Door
 from vllmd.server.endings import Fault
@@ -23,8 +25,13 @@ from vllmd.server.queue import Queue
 from vllmd.server.silence import Silence
 from vllmd.sse import Splitter
 
+log = logging.getLogger(__name__)
+
 DYING_S = 2.0
 """An engine that fails a request may be about to exit; it does so within this time (measured: 0.9 to 1.6 s)."""
+
+DYING = (500, 502)
+"""What a dying vLLM answers, and an answer that it aborted. Its 503 means a full queue."""
 
 _UNFINISHED = "the engine ended its answer without finishing it"
 
@@ -62,20 +69,28 @@ class Relay:
                 await door.fail(call.ended_by)
             except VllmdError as error:
                 await door.fail(error)
+            except ConnectionError:
+                raise  # the client has left
+            except Exception:
+                if door.response is None:
+                    raise
+                log.exception("request %s: unforeseen error", call.id)
+                await door.fail(mistake(call.id))
 
     async def _carry(self, call: Call, door: Door) -> None:
-        supervisor = self._supervisors[call.model]
-        for tries_left in range(self._config.replay.limit, -1, -1):
+        supervisor, tries_left = self._supervisors[call.model], self._config.replay.limit
+        while True:
             client = await self._queue.engine_for(call, supervisor, door.comment)
             generation = supervisor.engine.generation
             try:
-                await self._attempt(client, call, door, supervisor)
+                return await self._attempt(client, call, door, supervisor)
+            except EngineRefused:
+                pass  # it was not sent, and so is not sent again
             except EngineUnreachable:
                 if door.has_answer or not tries_left:
                     raise
-                await self._is_lost(supervisor, generation)
-            else:
-                return
+                tries_left -= 1
+            await self._is_lost(supervisor, generation)
 
     async def _attempt(self, client: EngineClient, call: Call, door: Door, supervisor: Supervisor) -> None:
         """Sends the request once. Raises EngineUnreachable if it may be sent again."""
@@ -85,7 +100,7 @@ class Relay:
             refusal = await self._answer(answer, door)
         if refusal is None:
             return
-        if refusal.status >= 500 and await self._is_lost(supervisor, generation):
+        if refusal.status in DYING and await self._is_lost(supervisor, generation):
             raise EngineUnreachable(f"the engine ended: {refusal.message}")
         await door.refuse(refusal)
 
@@ -96,6 +111,10 @@ class Relay:
         body = await answer.read()
         if answer.status >= 400:
             return endings.refusal(answer.status, body)
+        if fault := endings.aborted(body):
+            return fault
+        if door.response is not None:
+            raise StreamBroken("the engine answered in one piece where a stream was asked for")
         await door.whole(answer.status, answer.headers, body)
         return None
 
@@ -114,26 +133,24 @@ class Relay:
             raise _broken(error, door, self._config.relay.stall_s if silence.is_stalled else None) from error
 
     async def _copy(self, answer: EngineAnswer, door: Door, silence: Silence) -> Fault | None:
-        splitter, done = Splitter(), False
+        splitter = Splitter()
         async for chunk in answer.chunks():
-            silence.heard()
-            block = splitter.feed(chunk)
-            if done or not block:
-                continue
-            reading = endings.read(block)
+            silence.pause()
+            reading = endings.read(splitter.feed(chunk))
+            if reading.fault and not door.has_answer:
+                return reading.fault
             if reading.kept:
                 if door.response is None:
                     await door.begin(answer.headers)
                 await door.send(reading.kept)
             if reading.fault:
-                if not door.has_answer:
-                    return reading.fault
                 raise StreamBroken(reading.fault.message)
-            done = reading.done
-        if not done:
-            raise StreamBroken(_UNFINISHED)
-        await door.end()
-        return None
+            if reading.done:
+                await door.end()
+                await answer.discard()
+                return None
+            silence.heard()
+        raise StreamBroken(_UNFINISHED)
 
     async def _is_lost(self, supervisor: Supervisor, generation: int) -> bool:
         """Whether the engine of that generation is no longer ready, after the time that a dying one takes to go."""

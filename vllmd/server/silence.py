@@ -31,13 +31,19 @@ class Silence:
         self._give_up = give_up
         self._now = asyncio.get_running_loop().time
         self._heard_at = self._now()
+        self._paused = False
         self._task: asyncio.Task[None] | None = None
         self.is_stalled = False
         """Whether the stream was given up for its silence."""
 
     def heard(self) -> None:
-        """Something came."""
+        """Something came and was passed on: the wait for more begins."""
         self._heard_at = self._now()
+        self._paused = False
+
+    def pause(self) -> None:
+        """Something came: until it is passed on, and `heard` is called, silence is not the engine's."""
+        self._paused = True
 
     async def __aenter__(self) -> "Silence":
         self._task = asyncio.create_task(self._watch())
@@ -56,6 +62,8 @@ class Silence:
             last = max(self._heard_at, kept_alive_at)
             await asyncio.sleep(min(last + self._keepalive_s, self._heard_at + self._stall_s) - self._now())
             now = self._now()
+            if self._paused:
+                self._heard_at = now
             if now - self._heard_at >= self._stall_s:
                 self.is_stalled = True
                 return self._give_up()

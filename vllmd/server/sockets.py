@@ -2,6 +2,7 @@
 
 import errno
 import grp
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from vllmd import address
 from vllmd.address import Address, TcpAddress, UnixAddress
@@ -44,7 +46,6 @@ def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socke
             opened.append(stack.enter_context(_bind_tcp(address.parse(listen.tcp))))
         if listen.unix:
             opened.append(stack.enter_context(_bind_unix(address.parse(listen.unix), listen)))
-            stack.callback(Path(opened[-1].getsockname()).unlink, missing_ok=True)
         yield opened
 
 
@@ -52,7 +53,9 @@ def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socke
 async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> AsyncIterator["Doors"]:
     """Serves `app` on `sockets` until the block is left."""
     # Without handler_cancellation a client that leaves is noticed only at the next write to it.
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S, logger=_logger()
+    )
     await runner.setup()
     try:
         for each in sockets:
@@ -60,6 +63,18 @@ async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> Asy
         yield Doors(runner)
     finally:
         await runner.cleanup()
+
+
+def _logger() -> logging.Logger:
+    """Where aiohttp logs what goes wrong below the application."""
+    logger = logging.getLogger(f"{__name__}.http")
+    logger.addFilter(_is_ours)
+    return logger
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether the log needs a traceback: what is no HTTP is the fault of whoever sent it, and was answered with 400."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def addresses_of(sockets: Sequence[socket.socket]) -> tuple[str, ...]:
@@ -94,37 +109,43 @@ def _passed(environ: Mapping[str, str]) -> Iterator[socket.socket]:
         yield passed
 
 
-def _bind_tcp(where: Address) -> socket.socket:
+@contextmanager
+def _bind_tcp(where: Address) -> Iterator[socket.socket]:
     assert isinstance(where, TcpAddress), "config has checked it"
     family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        opened.bind((where.host, where.port))
-    except OSError as error:
-        opened.close()
-        raise _cannot_bind(where, error, f"find out who holds it:  ss -ltnp 'sport = :{where.port}'") from None
-    return opened
+    with socket.socket(family, socket.SOCK_STREAM) as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            opened.bind((where.host, where.port))
+            # Only now is the address ours: before, somebody else could still bind it as well.
+            opened.listen(BACKLOG)
+        except OSError as error:
+            raise _cannot_bind(where, error, f"find out who holds it:  ss -ltnp 'sport = :{where.port}'") from None
+        yield opened
 
 
-def _bind_unix(where: Address, listen: Listen) -> socket.socket:
+@contextmanager
+def _bind_unix(where: Address, listen: Listen) -> Iterator[socket.socket]:
     assert isinstance(where, UnixAddress), "config has checked it"
     path = Path(where.path)
     _make_way(path)
-    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        # Not even for a moment may the socket be open to more people than the configuration says.
-        before = os.umask(0o177)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as opened:
         try:
-            opened.bind(where.path)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            # Not even for a moment may the socket be open to more people than the configuration says.
+            before = os.umask(0o177)
+            try:
+                opened.bind(where.path)
+            finally:
+                os.umask(before)
+            opened.listen(BACKLOG)  # who dials first to see whether it is stale finds it alive from now on
+        except OSError as error:
+            raise _cannot_bind(where, error, "see that its directory exists and belongs to vllmd's user") from None
+        try:
+            _hand_over(path, listen)
+            yield opened
         finally:
-            os.umask(before)
-        _hand_over(path, listen)
-    except OSError as error:
-        opened.close()
-        raise _cannot_bind(where, error, "see that its directory exists and belongs to vllmd's user") from None
-    return opened
+            path.unlink(missing_ok=True)
 
 
 def _make_way(path: Path) -> None:
@@ -134,24 +155,31 @@ def _make_way(path: Path) -> None:
             raise AddressError(f"cannot listen on {path}: it exists and is no socket", "choose another path")
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor:
-        try:
-            visitor.connect(str(path))
-        except OSError as error:
-            if error.errno != errno.ECONNREFUSED:
-                raise AddressError(f"cannot listen on {path}: {error.strerror}", "choose another path") from None
-            path.unlink(missing_ok=True)
-            return
-    raise AddressError(f"cannot listen on {path}: a running daemon owns it", "stop it first, or choose another path")
+        visitor.setblocking(False)  # a busy owner's backlog may be full: then the answer is EAGAIN
+        answer = visitor.connect_ex(str(path))
+    if answer == errno.ECONNREFUSED:
+        path.unlink(missing_ok=True)
+    elif answer in (0, errno.EAGAIN):
+        raise AddressError(
+            f"cannot listen on {path}: a running daemon owns it", "stop it first, or choose another path"
+        )
+    else:
+        raise AddressError(f"cannot listen on {path}: {os.strerror(answer)}", "choose another path")
 
 
 def _hand_over(path: Path, listen: Listen) -> None:
-    if listen.unix_group:
-        try:
-            os.chown(path, -1, grp.getgrnam(listen.unix_group).gr_gid)
-        except KeyError:
-            known = f"create it:  groupadd --system {listen.unix_group}"
-            raise AddressError(f"listen.unix_group: there is no group {listen.unix_group}", known) from None
-    path.chmod(int(listen.unix_mode, 8))
+    group = listen.unix_group
+    try:
+        if group:
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        path.chmod(int(listen.unix_mode, 8))
+    except KeyError:
+        known = f"create it:  groupadd --system {group}"
+        raise AddressError(f"listen.unix_group: there is no group {group}", known) from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = "vllmd's user must be a member of it"
+        raise AddressError(f"listen.unix_group: cannot give {path} to the group {group}: {reason}", hint) from None
 
 
 def _cannot_bind(where: Address, error: OSError, hint: str) -> AddressError:

@@ -1,0 +1,172 @@
+"""What systemd is told, by a daemon that is asked to notify: READY=1 means that a token came out (promise 1)."""
+
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import Daemon, running
+from waiting import descendants, until, until_sync
+
+
+@dataclass
+class Manager:
+    """The service manager's end of NOTIFY_SOCKET."""
+
+    inbox: socket.socket
+    heard: list[str] = field(default_factory=list)
+
+    def listen(self) -> list[str]:
+        """Everything it was told so far."""
+        while True:
+            try:
+                self.heard += self.inbox.recv(65536).decode().splitlines()
+            except BlockingIOError:
+                return self.heard
+
+    def values(self, name: str) -> list[str]:
+        """What it was told under that name."""
+        return [line.partition("=")[2] for line in self.listen() if line.startswith(f"{name}=")]
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
+        name = f"vllmd-test-{os.getpid()}-{time.monotonic_ns()}"
+        inbox.bind(f"\0{name}")
+        inbox.setblocking(False)
+        manager = Manager(inbox)
+        manager.address = f"@{name}"  # type: ignore[attr-defined]
+        yield manager
+
+
+def daemon_for(manager: Manager, **how: Any) -> Daemon:
+    environ = {"NOTIFY_SOCKET": manager.address, **how.pop("environ", {})}  # type: ignore[attr-defined]
+    return Daemon(environ=environ, **how)
+
+
+def test_ready_is_said_with_the_first_token_and_not_before(manager: Manager) -> None:
+    # The engine listens and says that it is healthy, and no token comes out of it.
+    with running(daemon_for(manager, knobs={"fault": "hang"}), ready=False) as daemon:
+        until_sync(lambda: "Application startup complete" in daemon.log, "the engine to call itself ready")
+        until_sync(lambda: daemon.journal("request"), "the health check to have reached it")
+        assert "READY=1" not in manager.listen()
+        assert daemon.model().state == "starting"
+        assert daemon.fetch("/ready")[0] == 503
+        daemon.control()
+        until_sync(lambda: "READY=1" in manager.listen(), "READY=1")
+        assert daemon.fetch("/ready")[0] == 200
+
+
+def test_the_status_shows_how_far_the_start_has_come(manager: Manager) -> None:
+    with running(daemon_for(manager, knobs={"ready_after_s": 0.5})):
+        until_sync(lambda: "tiny: ready" in manager.values("STATUS"), "the status to be ready")
+        said = manager.values("STATUS")
+        assert "tiny: starting, loading weights 43 %" in said
+        assert "tiny: starting, compiling" in said
+        assert "tiny: starting, capturing graphs 43 %" in said
+        assert said.index("tiny: starting, compiling") < said.index("tiny: ready")
+
+
+def test_a_long_start_asks_for_more_time(manager: Manager) -> None:
+    knobs = {"ready_after_s": 2.5}
+    with running(daemon_for(manager, knobs=knobs, supervision={"startup_stall_s": 7})):
+        asked = manager.values("EXTEND_TIMEOUT_USEC")
+        assert len(asked) >= 2, "more than once, as long as something moves"
+        assert set(asked) == {"7000000"}
+        lines = manager.listen()
+        assert lines.index("EXTEND_TIMEOUT_USEC=7000000") < lines.index("READY=1")
+
+
+def test_the_watchdog_is_fed(manager: Manager) -> None:
+    with running(daemon_for(manager, environ={"WATCHDOG_USEC": "200000"})):
+        until_sync(lambda: manager.values("WATCHDOG").count("1") >= 5, "the watchdog to be fed")
+
+
+@pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "x"}])
+def test_without_a_watchdog_nobody_feeds_it(manager: Manager, environ: dict[str, str]) -> None:
+    with running(daemon_for(manager, environ=environ)):
+        assert not manager.values("WATCHDOG")
+
+
+def test_stopping_is_said_before_anything_is_stopped(manager: Manager) -> None:
+    with running(daemon_for(manager)) as daemon:
+        daemon.stop()
+        lines = manager.listen()
+        assert lines.count("STOPPING=1") == 1
+        assert lines.index("STOPPING=1") < lines.index("STATUS=tiny: stopping")
+        assert "READY=1" not in lines[lines.index("STOPPING=1") :]
+
+
+def test_a_failure_is_in_the_status_and_the_daemon_stays_up(manager: Manager) -> None:
+    knobs = {"start_end": "exit:1", "start_last": "ValueError: out of luck"}
+    with running(daemon_for(manager, knobs=knobs, supervision={"restart_limit": 0}), ready=False) as daemon:
+        daemon.wait_for("failed")
+        until_sync(lambda: any("out of luck" in each for each in manager.values("STATUS")), "the reason")
+        assert "READY=1" not in manager.listen()
+        assert daemon.alive
+
+
+def test_a_crash_is_in_the_status(manager: Manager) -> None:
+    with running(daemon_for(manager)) as daemon:
+        os.kill(daemon.engine_pid, signal.SIGKILL)
+        until_sync(lambda: manager.values("STATUS").count("tiny: ready") >= 2, "the engine to be replaced")
+        assert "tiny: backoff" in manager.values("STATUS")
+
+
+def test_the_engine_cannot_answer_in_vllmd_s_name(manager: Manager) -> None:
+    environ = {"WATCHDOG_USEC": "60000000", "CREDENTIALS_DIRECTORY": "/nowhere", "PYTHONPATH": "/nowhere"}
+    with running(daemon_for(manager, environ=environ, knobs={"tree": 1})) as daemon:
+        engine = {daemon.engine_pid, *descendants(daemon.engine_pid)}
+        assert len(engine) == 3
+        for pid in engine:
+            names = {each.partition(b"=")[0] for each in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
+            assert not names & {b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID", b"CREDENTIALS_DIRECTORY"}
+            assert b"PYTHONPATH" not in names
+
+
+def test_a_manager_that_does_not_listen_disturbs_nothing() -> None:
+    with running(Daemon(environ={"NOTIFY_SOCKET": "/nonexistent/notify", "WATCHDOG_USEC": "200000"})) as daemon:
+        assert daemon.fetch("/ready")[0] == 200
+
+
+# ── promise 2: nothing outlives vllmd ──
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("state", ["starting", "ready"])
+async def test_kill_9_of_vllmd_leaves_no_process(state: str, loop: str) -> None:
+    knobs = {"tree": 1, "stray": 1, "term": "ignore", "start_term": "ignore"}
+    knobs |= {"start_end": "never"} if state == "starting" else {}
+    daemon = Daemon(loop=loop, knobs=knobs)
+    try:
+        daemon.start(ready=state == "ready")
+        await until(lambda: len(daemon.everybody()) == 6, "vllmd, guard, vLLM, core, worker and the stray to be there")
+        daemon.signal(signal.SIGKILL)
+        daemon.wait()
+        await until(lambda: not daemon.everybody(), "everything to be gone with vllmd", 5)
+    finally:
+        daemon.see_to_its_end()
+
+
+async def test_vllmd_starts_again_after_kill_9_of_itself() -> None:
+    daemon = Daemon()
+    try:
+        for _ in range(3):
+            daemon.start()
+            answer = await daemon.unix.ask("/api/prompt", {"prompt": "x"})
+            assert answer.whole
+            daemon.signal(signal.SIGKILL)
+            daemon.wait()
+        daemon.start()
+        left = [path.name for path in daemon.folder.glob("r/*")]
+        assert len(left) == 1, left
+        assert re.match("tiny", left[0])
+    finally:
+        daemon.see_to_its_end()

@@ -1,0 +1,116 @@
+"""From a model's settings to what is run, and in which surroundings."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllmd.config import Model
+from vllmd.engine.command import FOREIGN, OURS, QUIET, environ, flags, serve
+
+PYTHON, VLLM, SOCKET = Path("/env/bin/python"), Path("/env/bin/vllm"), Path("/run/m.1/api.sock")
+
+
+def argv(model: Model) -> list[str]:
+    return list(serve("m", model, python=PYTHON, vllm=VLLM, socket=SOCKET))
+
+
+def surroundings(base: Mapping[str, str], model: Model | None = None) -> dict[str, str]:
+    return environ(
+        base,
+        model or Model("org/name"),
+        directory=Path("/run/m.1"),
+        cache=Path("/cache"),
+        binaries=Path("/env/bin"),
+    )
+
+
+def test_the_command() -> None:
+    assert argv(Model("org/name", args={"max-model-len": 2048})) == [
+        "/env/bin/python",
+        "/env/bin/vllm",
+        "serve",
+        "org/name",
+        "--uds",
+        "/run/m.1/api.sock",
+        "--served-model-name",
+        "m",
+        "--max-model-len",
+        "2048",
+    ]
+
+
+def test_a_directory_in_somebodys_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert argv(Model("~/models/m"))[3] == "/home/ada/models/m"
+    assert argv(Model("/models/~m"))[3] == "/models/~m"
+    assert argv(Model("./m"))[3] == "./m"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({}, []),
+        ({"enforce-eager": True}, ["--enforce-eager"]),
+        ({"enforce_eager": True}, ["--enforce-eager"]),
+        ({"--enforce-eager": True}, ["--enforce-eager"]),
+        ({"enable-prefix-caching": False}, ["--no-enable-prefix-caching"]),
+        ({"max-model-len": 2048}, ["--max-model-len", "2048"]),
+        ({"max-model-len": 1}, ["--max-model-len", "1"]),
+        ({"max-model-len": 0}, ["--max-model-len", "0"]),
+        ({"gpu-memory-utilization": 0.9}, ["--gpu-memory-utilization", "0.9"]),
+        ({"dtype": "float32"}, ["--dtype", "float32"]),
+        ({"chat-template": ""}, ["--chat-template", ""]),
+        ({"allowed-origins": ["a", 1]}, ["--allowed-origins", "a", "1"]),
+        ({"a": 1, "b": True, "c": "x"}, ["--a", "1", "--b", "--c", "x"]),
+    ],
+)
+def test_flags(args: Mapping[str, Any], words: list[str]) -> None:
+    assert list(flags(args)) == words
+
+
+def test_a_table_becomes_json() -> None:
+    table = {"mode": 3, "cudagraph_capture_sizes": [1, 2], "pass_config": {"fuse": True}}
+    flag, value = flags({"compilation-config": table})
+    assert (flag, json.loads(value)) == ("--compilation-config", table)
+
+
+def test_what_speaks_to_vllmd_never_reaches_the_engine() -> None:
+    base = dict.fromkeys((*OURS, *FOREIGN), "secret")
+    inherited = surroundings({**base, "LANG": "C"})
+    assert inherited["LANG"] == "C"
+    assert "secret" not in inherited.values()
+    assert {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"} <= set(OURS)
+    assert {"CREDENTIALS_DIRECTORY", "PYTHONPATH", "VLLM_API_KEY"} <= set(FOREIGN)
+
+
+def test_places_are_the_generations_own_or_kept_in_the_cache() -> None:
+    assert surroundings({"PATH": "/usr/bin", "TMPDIR": "/tmp", "VLLM_CACHE_ROOT": "/elsewhere"}) == {
+        **QUIET,
+        "PATH": "/env/bin:/usr/bin",
+        "TMPDIR": "/run/m.1/tmp",
+        "VLLM_CACHE_ROOT": "/cache/vllm",
+        "TRITON_CACHE_DIR": "/cache/triton",
+        "TORCHINDUCTOR_CACHE_DIR": "/cache/inductor",
+        "HF_HOME": "/cache/huggingface",
+    }
+
+
+def test_there_is_always_a_path() -> None:
+    assert surroundings({})["PATH"] == "/env/bin:/usr/bin:/bin"
+
+
+def test_models_that_were_downloaded_before_are_found() -> None:
+    assert surroundings({"HF_HOME": "/home/ada/hf"})["HF_HOME"] == "/home/ada/hf"
+
+
+def test_nobody_is_called_home_about_unless_the_administrator_says_so() -> None:
+    assert surroundings({"DO_NOT_TRACK": "0", "VLLM_NO_USAGE_STATS": "0"}).items() >= QUIET.items()
+    assert surroundings({}, Model("m", env={"DO_NOT_TRACK": "0"}))["DO_NOT_TRACK"] == "0"
+
+
+def test_the_models_own_variables_have_the_last_word() -> None:
+    own = {"PATH": "/p", "TMPDIR": "/t", "HF_HOME": "/h", "VLLM_CACHE_ROOT": "/v", "NEW": "n", "PYTHONPATH": "/x"}
+    assert surroundings({"PATH": "/usr/bin", "NEW": "old"}, Model("m", env=own)).items() >= own.items()
