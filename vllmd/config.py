@@ -26,8 +26,12 @@ RESERVED_FLAGS = {
     "api-key": "vllmd guards the door itself",
     "served-model-name": "the table's own name is what the model is served as",
     "model": "write it as `model = …` beside `args`",
+    "config": "write vLLM's flags into `args`",
 }
-"""Flags of `vllm serve` that would break a promise of vllmd's, and why."""
+"""Flags of `vllm serve` that would break a promise of vllmd's, and why. vLLM takes abbreviations of them as well."""
+
+RESERVED_VARIABLES = {"VLLM_API_KEY": "vllmd guards the door itself, and its health checks would be refused"}
+"""The same for the engine's environment."""
 
 
 @dataclass(frozen=True)
@@ -221,14 +225,29 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         problems.append(Problem(join(path, "model"), "missing: a Hugging Face name or a directory"))
     elif model.model.startswith(("/", "./", "~")) and not os.path.isdir(os.path.expanduser(model.model)):
         problems.append(Problem(join(path, "model"), f"the directory {model.model} does not exist or is out of reach"))
-    for flag in model.args:
-        reason = RESERVED_FLAGS.get(flag.replace("_", "-").lstrip("-"))
-        if reason:
-            problems.append(Problem(join(path, f"args.{flag}"), f"not to be set here: {reason}"))
-    for variable, value in model.env.items():
-        if not isinstance(value, str):
-            problems.append(Problem(join(path, f"env.{variable}"), f"expected a string, found {value!r}"))
+    problems += [
+        Problem(join(path, f"args.{flag}"), f"not to be set here: {reason}")
+        for flag in model.args
+        if (reason := _reserved(flag))
+    ]
+    problems += [
+        Problem(join(path, f"env.{variable}"), complaint)
+        for variable, value in model.env.items()
+        if (complaint := _variable_complaint(variable, value))
+    ]
     return problems
+
+
+def _variable_complaint(variable: str, value: object) -> str:
+    if not isinstance(value, str):
+        return f"expected a string, found {value!r}"
+    return f"not to be set here: {RESERVED_VARIABLES[variable]}" if variable in RESERVED_VARIABLES else ""
+
+
+def _reserved(flag: str) -> str:
+    """Why `flag`, or the flag that it abbreviates, is not the administrator's to set; empty if it is."""
+    name = flag.replace("_", "-").strip("-")
+    return next((reason for reserved, reason in RESERVED_FLAGS.items() if name and reserved.startswith(name)), "")
 
 
 def _with_default(models: dict[str, Model], problems: list[Problem]) -> dict[str, Model]:

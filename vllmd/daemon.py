@@ -118,9 +118,9 @@ async def serve(config: Config) -> None:
     Raises:
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
-    notifier, feed, calls = Notifier(), Feed(), Calls()
-    supervisors = _supervisors(config, feed, notifier)
-    with _signals() as signals, listening(config.listen, os.environ) as sockets:
+    feed, calls = Feed(), Calls()
+    with Notifier() as notifier, _signals() as signals, listening(config.listen, os.environ) as sockets:
+        supervisors = _supervisors(config, feed, notifier)
         app = build(config, supervisors, feed, calls, addresses_of(sockets))
         for supervisor in supervisors.values():
             supervisor.post(Load())  # before the doors open: sockets that systemd passes have clients waiting already

@@ -133,7 +133,22 @@ KNOWN = [
     (
         "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the",
         Cause.HUB_UNREACHABLE,
+        "the model hub cannot be reached at https://huggingface.co",
+    ),
+    (
+        "requests.exceptions.ConnectionError: Max retries exceeded with url: /api/models/a/b",
+        Cause.HUB_UNREACHABLE,
         "the model hub cannot be reached",
+    ),
+    (
+        "requests.exceptions.HTTPError: 504 Server Error: Gateway Timeout for url: https://huggingface.co/api/models/a/b",
+        Cause.HUB_UNREACHABLE,
+        "the model hub at https://huggingface.co answers 504 Gateway Timeout",
+    ),
+    (
+        "Invalid credentials in Authorization header",
+        Cause.TOKEN_REFUSED,
+        "the model hub does not accept the token that the engine has",
     ),
     (
         "Repository Not Found for url: https://huggingface.co/api/models/nobody/nothing/revision/main.",
@@ -148,7 +163,12 @@ KNOWN = [
     (
         "  Value error, Invalid repository ID or local directory specified: '/model-store'.",
         Cause.MODEL_NOT_FOUND,
-        "/model-store is neither a directory with a model nor known to the model hub",
+        "/model-store is no directory with a config.json",
+    ),
+    (
+        "  Value error, Invalid repository ID or local directory specified: 'nobody/nothing'.",
+        Cause.MODEL_NOT_FOUND,
+        "nobody/nothing is neither a directory with a config.json nor found on the model hub",
     ),
     (
         "OSError: /srv/m does not appear to have a file named config.json. Checkout 'https://huggingface.co//srv/m'",
@@ -168,7 +188,7 @@ KNOWN = [
     (
         ENGINE_CORE + "safetensors_rust.SafetensorError: Error while deserializing header: MetadataIncompleteBuffer",
         Cause.CORRUPT_WEIGHTS,
-        "the weights cannot be read: MetadataIncompleteBuffer",
+        "the weights of the model cannot be read: MetadataIncompleteBuffer",
     ),
     (
         "  Value error, Model architectures ['FooForCausalLM'] are not supported for now. Supported architectures:",

@@ -137,10 +137,16 @@ SIGNS = (
     ),
     Sign(
         Cause.NO_KV_CACHE,
+        r"requested memory for kv \((-[\d.]+|0\.0+)/(?P<asked>[\d.]+) GiB\)",
+        "the weights leave no memory for the KV cache, of {asked} GiB that the engine may have",
+        f"raise `gpu_memory_utilization`; if it is high already, {_SMALLER}",
+    ),
+    Sign(
+        Cause.NO_KV_CACHE,
         r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on kv cache allocation is less than "
         r"requested memory for kv \((?P<asked>[\d.]+)",
         "a KV cache of {asked} GiB is asked for, but {free} of the machine's {total} GiB are free",
-        "lower VLLM_CPU_KVCACHE_SPACE or `kv_cache_memory_bytes`, or free memory",
+        "lower VLLM_CPU_KVCACHE_SPACE, `kv_cache_memory_bytes` or `gpu_memory_utilization`, or free memory",
     ),
     Sign(
         Cause.MEMORY_NOT_FREE,
@@ -191,9 +197,9 @@ SIGNS = (
     ),
     Sign(
         Cause.HUB_UNREACHABLE,
-        r"[Ee]rror '?(?P<status>(5\d\d|429)[\w ]*)'? for url:? '?(?P<url>https?://[^/\s']+)|"
-        r"\b(?P<code>5\d\d|429) (Server|Client) Error: ",
-        "the model hub answers {status}{code} {url}",
+        r"error '(?P<status>(5\d\d|429)[^']*)' for url '(?P<url>https?://[^/']+)|"
+        r"\b(?P<code>5\d\d|429) (Server|Client) Error: (?P<reason>[\w ]+) for url:? (?P<at>https?://[^/\s]+)",
+        "the model hub at {url}{at} answers {status}{code} {reason}",
         "that is the hub's, or a proxy's, to mend; or give the directory of a downloaded model",
     ),
     Sign(
@@ -354,7 +360,7 @@ SIGNS = (
         Cause.CORRUPT_WEIGHTS,
         r"^ +File .*, in (parse_safetensors_file_metadata|_read_safetensors_metadata\w*)$",
         "the headers of the weights of {served} cannot be read",
-        "see the last line of the engine's log; a damaged file or a Git LFS pointer (`git lfs pull`) must be fetched again",
+        "see the last line of the engine's log; fetch a damaged file, or one that is a Git LFS pointer, again",
     ),
     Sign(
         Cause.ADDRESS_IN_USE,
@@ -378,7 +384,8 @@ SIGNS = (
     ),
     Sign(
         Cause.BAD_ARGUMENT,
-        r"validation errors? for \w+ (?P<field>[a-z_][\w.]*)  +(?P<why>.+?) *\[type=\w+, input_value=(?P<given>.+?), input_type=",
+        r"validation errors? for \w+ (?P<field>[a-z_][\w.]*) {2,}(?P<why>.+?) *\[type=\w+, "
+        r"input_value=(?P<given>.+?), input_type=",
         "vLLM refuses {given} as `{field}`: {why}",
         _FLAGS,
         permanent=True,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vllmd.engine.causes import KILLED_FOR_MEMORY, SIGNS, Cause, Sign
+from vllmd.engine.causes import KILLED_FOR_MEMORY, SIGNS, THE_MODEL, Cause, Sign
 from vllmd.engine.phases import split
 from vllmd.lifecycle import Verdict
 
@@ -40,6 +40,8 @@ _READ_LOG = "see the last lines of the engine's log"
 _SEARCH_LOG = f"{_READ_LOG}; if no cause stands there, a process of it may have been killed (`journalctl -k`)"
 
 _ERROR = re.compile(r"\s*(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*|$))|.*\berror: (.+)")
+_PYDANTIC = re.compile(r"\d+ validation errors? for \w+$")
+_SERVED = re.compile(r"non-default args: .*?'model(?:_tag)?': '([^']+)'")
 _WRAPPER = re.compile(r"EngineDeadError|WorkerProc init|See root cause above|[Ss]ee stack trace|stack trace above")
 _NO_WORDS = re.compile(r"\s|.*:\s+\d+%")
 _ELSEWHERE = re.compile(r"[.,:]? *(please )?([Ss]ee|[Cc]heck) (root cause|(the )?stack ?trace).*$")
@@ -77,7 +79,7 @@ def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool, o
     messages = _evidence(lines)
     if was_ready:
         return _died_serving(exit, messages)
-    return _find(SIGNS, messages) or _unknown(exit, messages)
+    return _find(SIGNS, messages, _served(lines)) or _unknown(exit, messages)
 
 
 def _struck_down(*, certain: bool) -> Verdict:
@@ -91,13 +93,25 @@ def _struck_down(*, certain: bool) -> Verdict:
 
 def _evidence(lines: Sequence[str]) -> list[str]:
     """The messages that are errors, or of no level at all (tracebacks, other programs); the latest first."""
-    messages = (split(line[:EVIDENCE_CHARACTERS]) for line in reversed(lines))
-    return [message for level, message in messages if level in ("", "ERROR", "CRITICAL") and message.strip()]
+    split_lines = (split(line[:EVIDENCE_CHARACTERS]) for line in reversed(lines))
+    messages = [message for level, message in split_lines if level in ("", "ERROR", "CRITICAL") and message.strip()]
+    return _joined(messages) + messages
 
 
-def _find(signs: Iterable[Sign], messages: Sequence[str]) -> Verdict | None:
+def _joined(messages: Sequence[str]) -> list[str]:
+    """What pydantic says in several lines (`1 validation error for X`, the field, what is wrong with it), as one."""
+    heads = (number for number, message in enumerate(messages) if _PYDANTIC.search(message))
+    return [" ".join(reversed(messages[max(0, number - 2) : number + 1])) for number in heads]
+
+
+def _served(lines: Sequence[str]) -> str:
+    """The model that the engine was to serve, if it is still in the log."""
+    return next((found[1] for line in lines if (found := _SERVED.search(line[:EVIDENCE_CHARACTERS]))), THE_MODEL)
+
+
+def _find(signs: Iterable[Sign], messages: Sequence[str], served: str = THE_MODEL) -> Verdict | None:
     """What the first sign says that any of the messages bears."""
-    found = (sign.read(message) for sign in signs for message in messages)
+    found = (sign.read(message, served) for sign in signs for message in messages)
     return next(filter(None, found), None)
 
 
