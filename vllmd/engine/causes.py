@@ -8,6 +8,7 @@ A cause is permanent when trying again cannot help. Memory never is: somebody el
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -38,10 +39,6 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
 
 
-THE_MODEL = "the model"
-"""What is served, if the log does not say it."""
-
-
 @dataclass(frozen=True)
 class Sign:
     """How a cause shows in one line of the log.
@@ -49,7 +46,7 @@ class Sign:
     Args:
         cause: what it shows.
         pattern: a regular expression to search for.
-        message, hint: the verdict's; they may name groups of the pattern, and `served`.
+        message, hint: the verdict's; they may name groups of the pattern, and words of the `CONTEXT`.
         permanent: the verdict's.
     """
 
@@ -59,14 +56,20 @@ class Sign:
     hint: str
     permanent: bool = False
 
-    def read(self, text: str, served: str = THE_MODEL) -> Verdict | None:
-        """The verdict if `text` bears this sign, on an engine that was to serve `served`."""
+    def read(self, text: str, context: Mapping[str, str]) -> Verdict | None:
+        """The verdict if `text` bears this sign; `context` has a word for each of the `CONTEXT`."""
         found = re.search(self.pattern, text)
         if not found:
             return None
-        words = {"served": served, **found.groupdict(default="")}
+        words = {**context, **found.groupdict(default="")}
         return Verdict(self.cause, self.message.format(**words).strip(), self.hint.format(**words), self.permanent)
 
+
+CONTEXT = {
+    "served": (r"non-default args: .*?'model(?:_tag)?': '([^']+)'", "the model"),
+    "disk": (r"The target location (\S+) only has [\d.]+ \w+ free disk space", "a disk"),
+}
+"""Words that explain an error and stand in another line than it → a pattern with one group, and the word otherwise."""
 
 _FLAGS = "correct it in the model's `args`; `vllm serve --help=all` lists what this version of vLLM takes"
 _SMALLER = "serve a smaller or quantised model, or spread it with `tensor_parallel_size`"
@@ -77,6 +80,7 @@ _MODEL = "correct `model`: a directory with a config.json that vllmd's user may 
 _DOWNLOAD = "the download is not complete, or `model` names the wrong directory"
 _FITTING = "its config.json and its weights do not belong together, or the files are not complete: download them again"
 _NEWER = "install a newer vLLM (`environment.requirement`), or choose another model"
+_FREE_SPACE = "free some, or move the cache (`paths.cache`); if it was /dev/shm, enlarge that"
 _KERNEL_KILLED = "look for `Out of memory` in `journalctl -k`; allow the service more memory, or serve a smaller model"
 
 KILLED_FOR_MEMORY = Sign(
@@ -84,6 +88,14 @@ KILLED_FOR_MEMORY = Sign(
     r"Failed core proc\(s\): \{[^}]*: -9|died unexpectedly \(exit code: -9\)",
     "the engine or a process of it was killed, most likely by the kernel for want of memory",
     _KERNEL_KILLED,
+)
+
+CRASHED = Sign(
+    Cause.KILLED,
+    r"(?P<what>Segfault) encountered|^Fatal Python error: (?P<fatal>Segmentation fault|Bus error|Illegal instruction|"
+    r"Aborted|Floating point exception)|^\*\*\* (?P<name>SIG\w+) \(@",
+    "a process of the engine crashed in native code ({what}{fatal}{name})",
+    "a driver or a library does not fit this version of vLLM, or somebody sent the signal: see the engine's log",
 )
 
 SIGNS = (
@@ -352,9 +364,15 @@ SIGNS = (
     ),
     Sign(
         Cause.NO_SPACE,
-        r"No space left on device(: '(?P<path>[^']+)')?",
-        "no space is left on a disk {path}",
-        "free some, or move the cache (`paths.cache`); if it was /dev/shm, enlarge that",
+        r"No space left on device: '(?P<path>[^']+)'",
+        "no space is left on the disk of {path}",
+        _FREE_SPACE,
+    ),
+    Sign(
+        Cause.NO_SPACE,
+        r"No space left on device",
+        "no space is left on {disk}",
+        _FREE_SPACE,
     ),
     Sign(
         Cause.CORRUPT_WEIGHTS,
@@ -398,4 +416,11 @@ SIGNS = (
         permanent=True,
     ),
     KILLED_FOR_MEMORY,
+    CRASHED,
+    Sign(
+        Cause.KILLED,
+        r"(Failed core proc\(s\): \{[^}]*: |died unexpectedly \(exit code: )-(?P<number>4|6|7|8|11)\b",
+        "a process of the engine crashed in native code (signal {number})",
+        CRASHED.hint,
+    ),
 )

@@ -6,10 +6,10 @@ last lines. Only lines that speak of an error are evidence: vLLM warns in the sa
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllmd.engine.causes import KILLED_FOR_MEMORY, SIGNS, THE_MODEL, Cause, Sign
+from vllmd.engine.causes import CONTEXT, KILLED_FOR_MEMORY, SIGNS, Cause, Sign
 from vllmd.engine.phases import split
 from vllmd.lifecycle import Verdict
 
@@ -25,7 +25,7 @@ SIGNALS = {
 }
 """Numbers of signal(7), the same on x86 and ARM → name, and what they hint at."""
 
-STRIKES_LATE = (Cause.OUT_OF_GPU_MEMORY, Cause.NO_SPACE, Cause.KILLED_FOR_MEMORY)
+STRIKES_LATE = (Cause.OUT_OF_GPU_MEMORY, Cause.NO_SPACE, Cause.KILLED_FOR_MEMORY, Cause.KILLED)
 """Causes that can end an engine which has been serving; the other signs are then of refused requests, or old."""
 
 EVIDENCE_CHARACTERS = 2000
@@ -41,7 +41,6 @@ _SEARCH_LOG = f"{_READ_LOG}; if no cause stands there, a process of it may have 
 
 _ERROR = re.compile(r"\s*(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*|$))|.*\berror: (.+)")
 _PYDANTIC = re.compile(r"\d+ validation errors? for \w+$")
-_SERVED = re.compile(r"non-default args: .*?'model(?:_tag)?': '([^']+)'")
 _WRAPPER = re.compile(r"EngineDeadError|WorkerProc init|See root cause above|[Ss]ee stack trace|stack trace above")
 _NO_WORDS = re.compile(r"\s|.*:\s+\d+%")
 _ELSEWHERE = re.compile(r"[.,:]? *(please )?([Ss]ee|[Cc]heck) (root cause|(the )?stack ?trace).*$")
@@ -76,10 +75,10 @@ def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool, o
         return Verdict(Cause.KILLED_FOR_MEMORY, KERNEL_KILLED, KILLED_FOR_MEMORY.hint)
     if exit.signal == SIGKILL:
         return _struck_down(certain=oom_kills is not None)
-    messages = _evidence(lines)
+    messages, context = _evidence(lines), _context(lines)
     if was_ready:
-        return _died_serving(exit, messages)
-    return _find(SIGNS, messages, _served(lines)) or _unknown(exit, messages)
+        return _died_serving(exit, messages, context)
+    return _find(SIGNS, messages, context) or _unknown(exit, messages)
 
 
 def _struck_down(*, certain: bool) -> Verdict:
@@ -104,20 +103,25 @@ def _joined(messages: Sequence[str]) -> list[str]:
     return [" ".join(reversed(messages[max(0, number - 2) : number + 1])) for number in heads]
 
 
-def _served(lines: Sequence[str]) -> str:
-    """The model that the engine was to serve, if it is still in the log."""
-    return next((found[1] for line in lines if (found := _SERVED.search(line[:EVIDENCE_CHARACTERS]))), THE_MODEL)
+def _context(lines: Sequence[str]) -> dict[str, str]:
+    """A word for each of the `CONTEXT`, whatever the level of the line that has it."""
+    return {name: _first_group(pattern, lines) or otherwise for name, (pattern, otherwise) in CONTEXT.items()}
 
 
-def _find(signs: Iterable[Sign], messages: Sequence[str], served: str = THE_MODEL) -> Verdict | None:
+def _first_group(pattern: str, lines: Sequence[str]) -> str:
+    found = (re.search(pattern, line[:EVIDENCE_CHARACTERS]) for line in lines)
+    return next((match[1] for match in found if match), "")
+
+
+def _find(signs: Iterable[Sign], messages: Sequence[str], context: Mapping[str, str]) -> Verdict | None:
     """What the first sign says that any of the messages bears."""
-    found = (sign.read(message, served) for sign in signs for message in messages)
+    found = (sign.read(message, context) for sign in signs for message in messages)
     return next(filter(None, found), None)
 
 
-def _died_serving(exit: Exit, messages: Sequence[str]) -> Verdict:
+def _died_serving(exit: Exit, messages: Sequence[str], context: Mapping[str, str]) -> Verdict:
     """It worked before, so that trying again may help, whatever the cause."""
-    known = _find((sign for sign in SIGNS if sign.cause in STRIKES_LATE), messages)
+    known = _find((sign for sign in SIGNS if sign.cause in STRIKES_LATE), messages, context)
     if known and known.cause is Cause.KILLED_FOR_MEMORY:
         return known
     if known:
@@ -147,7 +151,9 @@ def _last_error(messages: Sequence[str]) -> tuple[str, str]:
     """The last exception that is not about another one, else that, as `: text` or nothing; and a hint."""
     errors = [found[1] or found[2] for message in messages if (found := _ERROR.match(message))]
     causes = [error for error in errors if not _WRAPPER.search(error)]
-    return _said(causes or errors), _READ_LOG if causes else _SEARCH_LOG
+    if errors and not causes:
+        return _said(errors) + ", and the error that caused it is not in the log", _SEARCH_LOG
+    return _said(causes), _READ_LOG if causes else _SEARCH_LOG
 
 
 def _last_words(messages: Sequence[str]) -> str:
