@@ -24,6 +24,8 @@ THINKS_S = 0.05
 CLEAR_REFUSALS = (502, 503)
 """What a request gets of which no byte is out, when there is no engine for it (promises 5 and 6)."""
 
+COMPLETE, BROKEN = "complete", "error"
+
 _HAS_TEXT = {CHAT: re.compile(rb'"content": ?"[^"]'), SIMPLE: re.compile(rb"(?:\A|\n\n)data:")}
 
 
@@ -59,7 +61,7 @@ def question(door: Door, path: str, *, stream: bool, text: str, finish: str, max
 
 
 def judge(asked: Question, answer: Exchange) -> str:
-    """What the client saw: `stop`, `length`, `error`, or a refusal's status. Raises AssertionError."""
+    """What the client saw: `complete`, `error`, or a refusal's status. Raises AssertionError."""
     if answer.status != 200:
         return _refusal(answer)
     if not asked.is_stream:
@@ -85,7 +87,7 @@ def _whole(asked: Question, answer: Exchange) -> str:
     text = choice["message"]["content"] if asked.path == CHAT else table["text"]
     assert text == asked.text, "another text"
     assert choice["finish_reason"] == asked.finish
-    return asked.finish
+    return COMPLETE
 
 
 def _finished(asked: Question, events: list[Event], text: str) -> str:
@@ -93,7 +95,7 @@ def _finished(asked: Question, events: list[Event], text: str) -> str:
     assert not any(map(_is_error, events)), "an error in a stream that ends well"
     assert [number for number, each in enumerate(events) if _is_last(each)] == [len(events) - 1], "not one last event"
     assert _finishes(events) == [asked.finish], "not one finish"
-    return asked.finish
+    return COMPLETE
 
 
 def _broken(asked: Question, events: list[Event], text: str) -> str:
@@ -104,7 +106,7 @@ def _broken(asked: Question, events: list[Event], text: str) -> str:
     error = events[-1].json()["error"]
     assert error["message"], "an error without a reason"
     assert error["source"] in ("engine", "vllmd"), "an error that does not say whose it is"
-    return "error"
+    return BROKEN
 
 
 def _is_error(event: Event) -> bool:
@@ -136,7 +138,7 @@ def _finishes(events: list[Event]) -> list[str]:
 
 
 @dataclass
-class Load:
+class Clients:
     """All clients, and what they saw.
 
     Attributes:
@@ -185,6 +187,11 @@ class Load:
         """Everybody asks again."""
         self._go.set()
 
+    @property
+    def heard_at(self) -> float:
+        """When text last came to a client; 0 if none did."""
+        return self.tokens_at[-1] if self.tokens_at else 0.0
+
     def silence_s(self, since: float) -> float:
         """The longest time, since then (time.monotonic()), in which no client got any text."""
         moments = [since, *(at for at in self.tokens_at if at > since)]
@@ -210,19 +217,21 @@ def _complaint(asked: Question, answer: Exchange | None, error: Exception, took_
 
 
 @asynccontextmanager
-async def steady(clients: Sequence[Sequence[Question]], chance: random.Random, bound_s: float) -> AsyncIterator[Load]:
+async def steady(
+    clients: Sequence[Sequence[Question]], chance: random.Random, bound_s: float
+) -> AsyncIterator[Clients]:
     """A load, for as long as the block lasts.
 
     Args:
         clients: for each client the questions from which it chooses.
         bound_s: seconds within which every answer has to end.
     """
-    load = Load(bound_s)
-    load.go_on()
+    everybody = Clients(bound_s)
+    everybody.go_on()
     seeds = [random.Random(chance.random()) for _ in clients]
-    tasks = [asyncio.create_task(load.client(*each)) for each in zip(clients, seeds, strict=True)]
+    tasks = [asyncio.create_task(everybody.client(*each)) for each in zip(clients, seeds, strict=True)]
     try:
-        yield load
+        yield everybody
     finally:
         for task in tasks:
             task.cancel()

@@ -17,6 +17,7 @@ from vllmd.config import Config, load, locate
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
 from vllmd.engine.plan import Plan
+from vllmd.engine.runtime import exclusive
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
 from vllmd.lifecycle import Load
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 DEFAULT_CONFIG = Path("/etc/vllmd/vllmd.toml")
 
 STATUS_INTERVAL_S = 5.0
+SETTLED_S = 60.0
 
 CUT_SHORT_S = 5.0
 """Seconds that clients whose calls were cut short get to take the error."""
@@ -119,7 +121,12 @@ async def serve(config: Config) -> None:
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
     feed, calls = Feed(), Calls()
-    with Notifier() as notifier, _signals() as signals, listening(config.listen, os.environ) as sockets:
+    with (
+        Notifier() as notifier,
+        exclusive(Path(config.paths.runtime)),
+        _signals() as signals,
+        listening(config.listen, os.environ) as sockets,
+    ):
         supervisors = _supervisors(config, feed, notifier)
         app = build(config, supervisors, feed, calls, addresses_of(sockets))
         for supervisor in supervisors.values():
@@ -181,9 +188,12 @@ async def _tell_systemd(notifier: Notifier, supervisor: Supervisor, feed: Feed) 
         notifier.status(f"{status.name}: {status.sentence()}")
         if supervisor.client is not None:
             notifier.ready()
+        elif not status.is_passing:
+            # Unloaded, or given up: the daemon stays and says why, though systemd still waits for the first token.
+            notifier.extend(SETTLED_S)
         # What passes is told again now and then, since its age or what is left of it changes.
         with suppress(TimeoutError):
-            async with asyncio.timeout(STATUS_INTERVAL_S if status.is_passing else None):
+            async with asyncio.timeout(None if status.state == "ready" else STATUS_INTERVAL_S):
                 await feed.after(feed.last)
 
 

@@ -47,7 +47,7 @@ class Policy:
     startup_stall_s: float = option(300.0, "seconds a start may go without any sign of progress", minimum=0.1)
     stop_timeout_s: float = option(20.0, "seconds an engine may take to end before it is killed", minimum=0.05)
     stable_after_s: float = option(120.0, "seconds an engine must stay ready until its crashes are forgiven", minimum=0)
-    restart_limit: int = option(5, "crashes in a row after which vllmd gives up (0: never restart)", minimum=0)
+    restart_limit: int = option(5, "restarts in a row without lasting success until vllmd gives up", minimum=0)
     backoff_initial_s: float = option(1.0, "seconds before the first restart; doubles with every crash", minimum=0)
     backoff_max_s: float = option(60.0, "the longest pause before a restart, in seconds", minimum=0)
 
@@ -82,7 +82,7 @@ class Engine:
         generation: how many processes were started; the current one bears this number.
         crashes: failures in a row that are not forgiven yet.
         restarts: restarts after a failure since the daemon began; an operator's are not counted.
-        probe_failures: failed probes in a row.
+        probe_failures: failed probes in a row; of a starting engine, those that it took.
         after_stop: where STOPPING leads.
         verdict: why the engine last failed.
     """
@@ -134,11 +134,13 @@ class ProbeFailed:
     """No token came out of the engine.
 
     Args:
+        listens: whether it took the question; an engine does not before its start is over.
         certain: whether no further check is needed to call it hung.
     """
 
     epoch: int
     reason: str
+    listens: bool = False
     certain: bool = False
 
 

@@ -15,7 +15,8 @@ Forgiveness.  A crash is forgotten only after READY has lasted for `stable_after
 first request therefore runs out of restarts instead of restarting for ever. An operator's restart is no crash.
 
 Stall.  A start may take as long as it likes while something moves. Only `startup_stall_s` without a sign of progress
-makes it a failure.
+makes it a failure. An engine that takes a health check and brings no token has come to the end of its start, and does
+not move any more: else the lines that it writes about each check would keep it starting for ever.
 """
 
 from collections.abc import Callable
@@ -49,6 +50,8 @@ Step = tuple[Engine, tuple[Effect, ...]]
 STARTUP_PROBE_INTERVAL_S = 0.5
 """A starting engine refuses connections until it is ready, so asking often is cheap."""
 
+
+_REFUSES = "vllmd serves models that complete or embed text, and needs vLLM's own doors to do so: see `args` and `env`"
 
 BACKOFF_JITTER = 0.25
 """Up to a quarter is added to a back-off."""
@@ -136,6 +139,9 @@ def _exited_as_asked(engine: Engine, event: Event, policy: Policy) -> Step:
 
 
 def _moved(engine: Engine, event: Event, policy: Policy) -> Step:
+    """What it prints after it has taken a question is about our questions, and no progress."""
+    if engine.probe_failures:
+        return engine, ()
     return engine, (SetTimer(Timer.STALL, policy.startup_stall_s),)
 
 
@@ -149,7 +155,11 @@ def _stalled(engine: Engine, event: Event, policy: Policy) -> Step:
 
 
 def _not_yet(engine: Engine, event: Event, policy: Policy) -> Step:
-    return engine, (Probe(STARTUP_PROBE_INTERVAL_S),)
+    assert isinstance(event, ProbeFailed)
+    if event.certain:
+        return _replace_sick(engine, Verdict("no answers", event.reason, _REFUSES, permanent=True), policy)
+    asked = replace(engine, probe_failures=engine.probe_failures + event.listens)
+    return asked, (Probe(STARTUP_PROBE_INTERVAL_S),)
 
 
 def _became_ready(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -206,7 +216,7 @@ TRANSITIONS: dict[Key, Row] = {
     (State.STOPPED, Restart): Row(_load, (State.STARTING,)),
     (State.STARTING, Progressed): Row(_moved, (State.STARTING,)),
     (State.STARTING, ProbeOk): Row(_became_ready, (State.READY,)),
-    (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING,)),
+    (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING, State.STOPPING)),
     (State.STARTING, Timer.STALL): Row(_stalled, (State.STOPPING,)),
     (State.STARTING, Exited): Row(_exited, _AFTER_CRASH),
     (State.STARTING, Unload): Row(_unload_alive, (State.STOPPING,)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from vllmd.errors import EngineError, RequestError, VllmdError, outcome_of
+from vllmd.errors import EngineError, EngineSaid, RequestError, VllmdError, outcome_of
 from vllmd.settings import Problem, option, read
 
 T = TypeVar("T")
@@ -68,8 +68,8 @@ class ModelStatus:
     @property
     def summary(self) -> str:
         """State, phase and reason in a few words, such as `starting, loading weights 43 %`."""
-        if self.state == "failed":
-            return f"failed: {self.reason}"
+        if self.state in ("failed", "backoff", "unhealthy") and self.reason:
+            return f"{self.state}: {self.reason}"
         if self.state != "starting" or not self.phase:
             return self.state
         return f"starting, {self.phase}" + ("" if self.percent is None else f" {self.percent} %")
@@ -176,7 +176,8 @@ def read_prompt(body: object) -> PromptRequest:
     problems: list[Problem] = []
     request = read(PromptRequest, table, "", problems)
     for problem in problems:
-        raise RequestError(str(problem), "see the list of fields in the manual", param=problem.place)
+        known = ", ".join(each.name for each in fields(PromptRequest))
+        raise RequestError(str(problem), f"the fields are {known}", param=problem.place)
     if not request.prompt.strip():
         said = "prompt: it is empty" if "prompt" in table else "prompt: missing"
         raise RequestError(said, 'send {"prompt": "your question"}', param="prompt")
@@ -201,6 +202,8 @@ def read_workflow_run(body: object) -> PromptRequest:
 
 def error_body(error: VllmdError) -> dict[str, Any]:
     """An error as clients of OpenAI's API expect it, with whose it is and what to do about it."""
+    if isinstance(error, EngineSaid) and error.body is not None:
+        return dict(error.body)
     outcome = outcome_of(error)
     param = error.param if isinstance(error, RequestError) else None
     body = {

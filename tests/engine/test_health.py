@@ -199,6 +199,15 @@ async def test_a_start_that_only_computes_is_not_silent() -> None:
 
 
 @pytest.mark.timeout(120)
+async def test_a_start_that_answers_without_a_token_is_a_failure(tmp_path: Path) -> None:
+    """It writes a line for each health check, and that is no progress."""
+    policy = Policy(startup_stall_s=2, backoff_initial_s=0.05)
+    async with bench(policy, fault="http:500", once=str(tmp_path / "once")) as it:
+        assert it.supervisor.engine.generation == 2
+        assert it.incidents()[0]["verdict"]["cause"] == "stalled"
+
+
+@pytest.mark.timeout(120)
 async def test_a_start_that_does_nothing_is_a_failure(tmp_path: Path) -> None:
     policy = Policy(startup_stall_s=3.5, backoff_initial_s=0.05)
     once = tmp_path / "once"

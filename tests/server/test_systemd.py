@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, running
+from generations import GUARD, find
 from waiting import descendants, until, until_sync
+
+
+FAST_WATCHDOG_USEC = 200_000
 
 
 @dataclass
@@ -89,6 +93,36 @@ def test_the_watchdog_is_fed(manager: Manager) -> None:
         until_sync(lambda: manager.values("WATCHDOG").count("1") >= 5, "the watchdog to be fed")
 
 
+def test_a_vllmd_whose_loop_stands_still_does_not_feed_the_watchdog(manager: Manager) -> None:
+    with running(daemon_for(manager, environ={"WATCHDOG_USEC": str(FAST_WATCHDOG_USEC)})) as daemon:
+        daemon.signal(signal.SIGSTOP)
+        until_sync(
+            lambda: "T" in Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()[0], "its stop"
+        )
+        fed = manager.values("WATCHDOG").count("1")
+        manager.inbox.settimeout(3 * FAST_WATCHDOG_USEC / 1e6)
+        with pytest.raises(TimeoutError):
+            manager.inbox.recv(65536)  # what comes next; nothing does, in the time in which systemd would kill it
+        manager.inbox.setblocking(False)
+        daemon.signal(signal.SIGCONT)
+        until_sync(lambda: manager.values("WATCHDOG").count("1") > fed, "the watchdog to be fed again")
+
+
+def test_a_hanging_engine_does_not_keep_vllmd_from_feeding_the_watchdog(manager: Manager) -> None:
+    environ = {"WATCHDOG_USEC": str(FAST_WATCHDOG_USEC)}
+    supervision = {"probe_interval_s": 0.2, "probe_timeout_s": 3, "failure_threshold": 1}
+    with running(daemon_for(manager, environ=environ, knobs={"tree": 1}, supervision=supervision)) as daemon:
+        core = find(daemon, 1, "VLLM::EngineCor")
+        assert core
+        fed = len(manager.values("WATCHDOG"))
+        os.kill(core, signal.SIGSTOP)
+        until_sync(lambda: "tiny: stopping" in manager.values("STATUS"), "the hang to be seen")
+        said = manager.listen()
+        times = [line for line in said[: said.index("STATUS=tiny: stopping")] if line == "WATCHDOG=1"]
+        assert len(times) - fed >= 10, "twice in each of the 15 intervals of a hang of three seconds"
+        until_sync(lambda: manager.values("STATUS").count("tiny: ready") == 2, "the engine to be replaced")
+
+
 @pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "x"}])
 def test_without_a_watchdog_nobody_feeds_it(manager: Manager, environ: dict[str, str]) -> None:
     with running(daemon_for(manager, environ=environ)):
@@ -151,6 +185,29 @@ async def test_kill_9_of_vllmd_leaves_no_process(state: str, loop: str) -> None:
         daemon.signal(signal.SIGKILL)
         daemon.wait()
         await until(lambda: not daemon.everybody(), "everything to be gone with vllmd", 5)
+    finally:
+        daemon.see_to_its_end()
+
+
+async def test_the_next_vllmd_ends_what_a_killed_one_and_its_killed_guard_left() -> None:
+    daemon = Daemon(knobs={"tree": 1, "stray": 1, "term": "ignore"})
+    try:
+        daemon.start()
+        await until(lambda: len(daemon.everybody()) == 6, "vllmd, guard, vLLM, core, worker and the stray to be there")
+        leader = daemon.engine_pid
+        left = {leader, *descendants(leader), find(daemon, 1, "VLLM::Stray")}
+        guard = find(daemon, 1, GUARD)
+        assert guard
+        os.kill(daemon.pid, signal.SIGSTOP)  # so that it does not see the guard's end
+        os.kill(guard, signal.SIGKILL)
+        daemon.signal(signal.SIGKILL)
+        daemon.wait()
+        await until(lambda: daemon.everybody() == left, "only those to be left who have lost both their keepers")
+        daemon.start()
+        assert not daemon.everybody() & left
+        assert (started := daemon.journal("start")[-1]["pid"]) == daemon.engine_pid
+        assert started != leader
+        assert len(list(daemon.folder.glob("r/*"))) == 1
     finally:
         daemon.see_to_its_end()
 

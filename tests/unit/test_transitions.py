@@ -68,6 +68,10 @@ def no_token(engine: Engine) -> Event:
     return ProbeFailed(engine.epoch, "silence")
 
 
+def no_answer(engine: Engine) -> Event:
+    return ProbeFailed(engine.epoch, "HTTP 500", listens=True)
+
+
 def end(engine: Engine) -> Event:
     return Exited(engine.generation, CRASH)
 
@@ -283,6 +287,15 @@ def test_a_sick_engine_is_not_asked_but_killed() -> None:
     # vLLM hangs on SIGTERM when its engine core is stopped (engine-facts.md).
     assert story(load, token, no_token, unload)[-1] == KILLED
     assert story(load, token, no_token, restart)[-1] == KILLED
+
+
+def test_a_starting_engine_that_answers_without_a_token_has_stopped_moving() -> None:
+    assert story(load, no_token, progress)[-1] == (State.STARTING, (SetTimer(Timer.STALL, 300),))
+    assert story(load, no_answer, progress)[-1] == (State.STARTING, ())
+    assert story(load, no_answer, end, rings(Timer.BACKOFF), progress)[-1] == (
+        State.STARTING,
+        (SetTimer(Timer.STALL, 300),),
+    )
 
 
 def test_a_start_without_progress_is_ended_and_tried_again() -> None:

@@ -64,6 +64,27 @@ def test_recorded_starts(recording: str, status: int, cause: Cause, named: str, 
     assert verdict.permanent is permanent
 
 
+def test_the_kernels_count_knows_what_the_log_of_a_killed_worker_does_not() -> None:
+    verdict = explain(Exit(1, None), log_of("memory-cgroup-worker.txt"), was_ready=False, asked=False, oom_kills=1)
+    assert verdict.cause is Cause.KILLED_FOR_MEMORY
+    assert "journalctl -k" in verdict.hint
+
+
+def test_the_kernels_count_knows_who_did_not_kill_a_process() -> None:
+    line = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'DP0': -9}"
+    for was_ready in (False, True):
+        verdict = explain(Exit(1, None), [line], was_ready=was_ready, asked=False, oom_kills=0)
+        assert verdict.cause is Cause.KILLED
+        assert "not for want of memory" in verdict.message
+
+
+def test_a_signal_after_a_death_does_not_explain_it() -> None:
+    dead = "(APIServer pid=1) ERROR 11-22 12:20:10 [async_llm.py:906] EngineDeadError: EngineCore encountered an issue."
+    told = "(APIServer pid=1) INFO 11-22 12:20:10 [launcher.py:254] [shutdown] API server: shutdown triggered"
+    assert explain(Exit(0, None), [dead, told], was_ready=True, asked=False).cause is Cause.DIED_SERVING
+    assert explain(Exit(0, None), [told, dead], was_ready=True, asked=False).cause is Cause.KILLED
+
+
 SMALL = "/srv/vllm/models/small"
 
 FAULTS = {
@@ -95,24 +116,30 @@ FAULTS = {
     "weights-cut": (Cause.CORRUPT_WEIGHTS, f"{SMALL} cannot be read: incomplete metadata", "download", True),
     "weights-pointer": (Cause.CORRUPT_WEIGHTS, f"headers of the weights of {SMALL}", "Git LFS", False),
     "weights-shard-missing": (Cause.MODEL_NOT_FOUND, "model-00002-of-00002.safetensors", "download", True),
-    "weights-shape": (Cause.CORRUPT_WEIGHTS, SMALL, "config.json", True),
+    "weights-shape": (Cause.CORRUPT_WEIGHTS, f"{SMALL} cannot be loaded: AssertionError", "config.json", False),
     "weights-too-few": (Cause.CORRUPT_WEIGHTS, "model.layers.30.input_layernorm.weight", "config.json", True),
     "weights-too-many": (Cause.CORRUPT_WEIGHTS, "layers.20", "config.json", True),
     "memory-kv-large": (Cause.NO_KV_CACHE, "4000.0 GiB is asked for, but ", "VLLM_CPU_KVCACHE_SPACE", False),
     "memory-kv-small": (Cause.NO_KV_CACHE, "for 8192 tokens", "max_model_len", False),
     "memory-kv-none": (Cause.NO_KV_CACHE, "leave no memory for the KV cache, of 0.13 GiB", "raise", False),
     "memory-not-free": (Cause.MEMORY_NOT_FREE, "`gpu_memory_utilization` 1.0", "lower", False),
-    "memory-limit": (Cause.OUT_OF_MEMORY, "", "", False),
+    "memory-limit": (Cause.OUT_OF_MEMORY, "1073479680 bytes more", "smaller", False),
     "memory-cgroup-leader": (Cause.KILLED_FOR_MEMORY, "want of memory", "journalctl -k", False),
     "memory-cgroup-worker": (Cause.UNKNOWN, "the error that caused it is not in the log", "journalctl -k", False),
     "platform-none": (Cause.NO_GPU, "no GPU", "nvidia-smi", False),
     "socket-taken": (Cause.ADDRESS_IN_USE, "address", "ss -lxtp", False),
     "disk-full-download": (Cause.NO_SPACE, "/engines/m-1/full", "paths.cache", False),
-    "disk-full-tmp": (Cause.NO_SPACE, "", "", False),
     "start-kill-core": (Cause.UNKNOWN, "the error that caused it is not in the log", "journalctl -k", False),
     "start-kill-worker": (Cause.UNKNOWN, "the error that caused it is not in the log", "journalctl -k", False),
-    "start-segv-core": (Cause.KILLED, "Segfault", "native code", False),
-    "start-segv-worker": (Cause.KILLED, "Segfault", "native code", False),
+    "start-segv-core": (Cause.KILLED, "Segfault", "library", False),
+    "start-segv-worker": (Cause.KILLED, "Segfault", "library", False),
+    "serving-kill-core": (Cause.DIED_SERVING, "EngineCore encountered an issue, and the error", "journalctl -k", False),
+    "serving-kill-worker": (Cause.DIED_SERVING, "Worker proc VllmWorker-0 died", "journalctl -k", False),
+    "serving-kill-leader": (Cause.KILLED_FOR_MEMORY, "most likely", "journalctl -k", False),
+    "serving-segv-core": (Cause.DIED_SERVING, "crashed in native code (Segfault)", "library", False),
+    "serving-abort-worker": (Cause.DIED_SERVING, "crashed in native code (signal 6)", "library", False),
+    "serving-abort-leader": (Cause.KILLED, "SIGABRT", "the engine's log", False),
+    "serving-term": (Cause.KILLED, "SIGTERM or SIGINT that vllmd had not sent", "who did", False),
 }
 """Recordings by tests/fixtures/record_faults.py → cause, what the message and the hint name, whether permanent."""
 
@@ -137,7 +164,8 @@ def test_recorded_deaths_while_serving(recording: str) -> None:
     verdict = explain(Exit(0, None), log_of(recording), was_ready=True, asked=False)
     assert verdict.cause is Cause.DIED_SERVING
     assert verdict.message == (
-        "the engine died while serving, with exit status 0: EngineDeadError: EngineCore encountered an issue"
+        "the engine died while serving, with exit status 0: EngineDeadError: EngineCore encountered an issue, "
+        "and the error that caused it is not in the log"
     )
     assert "journalctl -k" in verdict.hint
     assert not verdict.permanent
@@ -303,6 +331,18 @@ KNOWN = [
         "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'DP0': -9}",
         Cause.KILLED_FOR_MEMORY,
         "the engine or a process of it was killed, most likely by the kernel for want of memory",
+    ),
+    ("OSError: [Errno 12] Cannot allocate memory", Cause.OUT_OF_MEMORY, "the engine got no more main memory"),
+    ("MemoryError", Cause.OUT_OF_MEMORY, "the engine got no more main memory"),
+    (
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'DP0': -11}",
+        Cause.KILLED,
+        "a process of the engine crashed in native code (signal 11)",
+    ),
+    (
+        "Fatal Python error: Bus error",
+        Cause.KILLED,
+        "a process of the engine crashed in native code (Bus error)",
     ),
     (
         "ModuleNotFoundError: No module named 'vllm'",

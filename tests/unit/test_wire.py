@@ -239,7 +239,8 @@ def test_a_newer_daemon_is_understood() -> None:
         ),
         ({"state": "stopping", "phase": "loading weights"}, "stopping", "stopping, 41 s"),
         ({"state": "unhealthy"}, "unhealthy", "unhealthy, 41 s"),
-        ({"state": "backoff", "reason": "it crashed"}, "backoff", "backoff, 41 s"),
+        ({"state": "backoff", "reason": "it crashed"}, "backoff: it crashed", "backoff: it crashed, 41 s"),
+        ({"state": "ready", "reason": "it crashed"}, "ready", "ready"),
         ({"state": "failed", "reason": "no weights"}, "failed: no weights", "failed: no weights"),
     ],
 )

@@ -26,6 +26,7 @@ class Cause(StrEnum):
     HUB_UNREACHABLE = "hub unreachable"
     NO_SPACE = "no space on disk"
     OUT_OF_GPU_MEMORY = "out of GPU memory"
+    OUT_OF_MEMORY = "out of memory"
     MEMORY_NOT_FREE = "memory not free"
     NO_KV_CACHE = "no memory for the KV cache"
     MAX_MODEL_LEN = "max-model-len too large"
@@ -46,7 +47,8 @@ class Sign:
     Args:
         cause: what it shows.
         pattern: a regular expression to search for.
-        message, hint: the verdict's; they may name groups of the pattern, and words of the `CONTEXT`.
+        message, hint: the verdict's; they may name groups of the pattern, words of the `CONTEXT`, and `error`, the
+            last exception as `: text`.
         permanent: the verdict's.
     """
 
@@ -57,7 +59,7 @@ class Sign:
     permanent: bool = False
 
     def read(self, text: str, context: Mapping[str, str]) -> Verdict | None:
-        """The verdict if `text` bears this sign; `context` has a word for each of the `CONTEXT`."""
+        """The verdict if `text` bears this sign; `context` has a word for each that it may name."""
         found = re.search(self.pattern, text)
         if not found:
             return None
@@ -81,6 +83,7 @@ _DOWNLOAD = "the download is not complete, or `model` names the wrong directory"
 _FITTING = "its config.json and its weights do not belong together, or the files are not complete: download them again"
 _NEWER = "install a newer vLLM (`environment.requirement`), or choose another model"
 _FREE_SPACE = "free some, or move the cache (`paths.cache`); if it was /dev/shm, enlarge that"
+_MORE_MEMORY = "allow the service more (MemoryMax=, LimitAS=), ask for a smaller KV cache, or serve a smaller model"
 _KERNEL_KILLED = "look for `Out of memory` in `journalctl -k`; allow the service more memory, or serve a smaller model"
 
 KILLED_FOR_MEMORY = Sign(
@@ -132,7 +135,7 @@ SIGNS = (
         r"max seq len \((?P<tokens>\d+)\), \(?(?P<need>[\d.]+ Gi?B) KV cache is needed, which is larger than the "
         r"available KV cache memory \((?P<have>[\d.]+ Gi?B)\).*maximum model length is (?P<fits>\d+)",
         "the KV cache for {tokens} tokens needs {need}, but {have} are left for it, enough for {fits} tokens",
-        "set `max_model_len` to {fits} or less, or raise `gpu_memory_utilization`",
+        "set `max_model_len` to {fits} or less, or raise `gpu_memory_utilization` or `kv_cache_memory_bytes`",
     ),
     Sign(
         Cause.NO_KV_CACHE,
@@ -179,6 +182,18 @@ SIGNS = (
         r"OutOfMemoryError|(CUDA|HIP|XPU)( error:)? out of memory|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED",
         "the GPU ran out of memory",
         f"{_WHO_HOLDS}; if nobody else does, {_SMALLER}",
+    ),
+    Sign(
+        Cause.OUT_OF_MEMORY,
+        r"DefaultCPUAllocator: .*tried to allocate (?P<asked>\d+) bytes",
+        "the engine got no more main memory: {asked} bytes more were needed",
+        _MORE_MEMORY,
+    ),
+    Sign(
+        Cause.OUT_OF_MEMORY,
+        r"Cannot allocate memory|std::bad_alloc",
+        "the engine got no more main memory",
+        _MORE_MEMORY,
     ),
     Sign(
         Cause.GATED,
@@ -377,8 +392,15 @@ SIGNS = (
     Sign(
         Cause.CORRUPT_WEIGHTS,
         r"^ +File .*, in (parse_safetensors_file_metadata|_read_safetensors_metadata\w*)$",
-        "the headers of the weights of {served} cannot be read",
+        "the headers of the weights of {served} cannot be read{error}",
         "see the last line of the engine's log; fetch a damaged file, or one that is a Git LFS pointer, again",
+    ),
+    Sign(Cause.OUT_OF_MEMORY, r"^MemoryError\b", "the engine got no more main memory", _MORE_MEMORY),
+    Sign(
+        Cause.CORRUPT_WEIGHTS,
+        r"^ +File .*, in \w*weight_loader\w*$",
+        "the weights of {served} cannot be loaded{error}",
+        f"most likely {_FITTING}",
     ),
     Sign(
         Cause.ADDRESS_IN_USE,

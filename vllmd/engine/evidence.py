@@ -11,8 +11,8 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from vllmd.engine import gpu
 from vllmd.engine.guard import children
 from vllmd.engine.run import run
 
@@ -60,10 +60,11 @@ async def examine(guard: int) -> Evidence:
     processes = tuple(facts for pid in family(guard) if (facts := process_facts(pid)))
     pythons = [each.pid for each in processes if each.pid != guard]
     stacks: dict[int, str] = {}
+    gpus: list[str] = []
     with suppress(TimeoutError):
         async with asyncio.timeout(LIMIT_S):
-            await asyncio.gather(*(_keep_stack(pid, stacks) for pid in pythons))
-    return Evidence(processes, tuple(stacks.items()), gpu_facts())
+            await asyncio.gather(_keep_gpus(gpus), *(_keep_stack(pid, stacks) for pid in pythons))
+    return Evidence(processes, tuple(stacks.items()), tuple(gpus))
 
 
 def family(root: int) -> list[int]:
@@ -103,6 +104,10 @@ def _read(path: str) -> str:
     return ""
 
 
+async def _keep_gpus(found: list[str]) -> None:
+    found += await gpu.facts()
+
+
 async def _keep_stack(pid: int, stacks: dict[int, str]) -> None:
     stacks[pid] = "py-spy did not finish in time"
     stacks[pid] = await _stack(pid)
@@ -115,43 +120,8 @@ async def _stack(pid: int) -> str:
         return "py-spy is not installed"
     lines: list[str] = []
     # Not blocking: a process must not be paused by a look at it.
-    status = await run([spy, "dump", "--nonblocking", "--pid", str(pid)], os.environ, lines.append)
-    return "\n".join(lines[:STACK_LINES]) if status == 0 else f"py-spy could not read it: {' '.join(lines[-2:])}"
-
-
-def gpu_facts() -> tuple[str, ...]:
-    """Memory and load of each GPU, if nvidia-ml-py is installed and there is a driver."""
-    nvml = _nvml()
-    if nvml is None:
-        return ()
-    facts = []
-    for number in range(nvml.nvmlDeviceGetCount()):
-        gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-        memory, load = nvml.nvmlDeviceGetMemoryInfo(gpu), nvml.nvmlDeviceGetUtilizationRates(gpu)
-        facts.append(f"GPU {number}: {memory.used >> 20} of {memory.total >> 20} MiB used, {load.gpu} % busy")
-    return tuple(facts)
-
-
-def gpu_memory_of(pids: set[int]) -> int | None:
-    """Bytes of GPU memory that the driver still counts for those processes; None where there is no way to ask."""
-    nvml = _nvml()
-    if nvml is None:
-        return None
-    held = 0
-    for number in range(nvml.nvmlDeviceGetCount()):
-        gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-        held += sum(
-            each.usedGpuMemory or 0 for each in nvml.nvmlDeviceGetComputeRunningProcesses(gpu) if each.pid in pids
-        )
-    return held
-
-
-def _nvml() -> Any:
-    """The module pynvml, ready for use; None without it or without a driver."""
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # the package, the library or the driver is missing: each has an exception of its own
-        return None
-    return pynvml
+        status = await run([spy, "dump", "--nonblocking", "--pid", str(pid)], os.environ, lines.append)
+    except (OSError, ValueError) as error:
+        return f"py-spy could not be run: {error}"
+    return "\n".join(lines[:STACK_LINES]) if status == 0 else f"py-spy could not read it: {' '.join(lines[-2:])}"

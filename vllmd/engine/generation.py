@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from vllmd.engine import evidence, memory
+from vllmd.engine import evidence, gpu, memory
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
 from vllmd.engine.incidents import Incident
@@ -15,7 +15,7 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.process import Command, Process, spawn
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
-from vllmd.errors import VllmdError
+from vllmd.errors import InstallError, VllmdError
 from vllmd.lifecycle import Verdict
 
 LAST_LINES = 1000
@@ -91,10 +91,12 @@ class Generation:
             if self._asked_to_end and not _being_cancelled():
                 return _CALLED_OFF
             raise
-        except VllmdError as error:
+        except InstallError as error:
             return Verdict("install failed", error.message, error.hint)
+        except VllmdError as error:
+            return Verdict("cannot start", error.message, error.hint)
         except OSError as error:
-            return Verdict("install failed", f"cannot prepare the start: {error}", "check the directories in [paths]")
+            return Verdict("cannot start", f"cannot prepare the start: {error}", "check the directories in [paths]")
 
     def became_ready(self) -> None:
         """The first token came: the start is over, and worth remembering."""
@@ -170,7 +172,7 @@ class Generation:
             yield
         finally:
             watch.cancel()
-        await memory.gpu_is_back(family)
+        await gpu.memory_is_back(family)
 
     async def _watch(self, guard: int, family: set[int]) -> None:
         """Calls `on_work` while the engine's processes use the CPU; `family` collects their numbers."""

@@ -59,10 +59,15 @@ class Incidents:
         path = self._directory / f"{stamp}-{slug}-{incident.generation}.json"
         try:
             self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-            with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o640), "w") as file:
+            with open(
+                os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o640),
+                "w",
+                encoding="utf-8",
+                errors="backslashreplace",
+            ) as file:
                 json.dump(_table(incident, stamp), file, indent=1, ensure_ascii=False)
             self._drop_oldest()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.warning("cannot write the incident %s: %s", path, error)
             return None
         return path

@@ -1,16 +1,7 @@
-"""Memory, as the kernel and the GPU's driver count it: who was killed for it, and whether it is back."""
+"""What the kernel says of memory: whether it has killed for it."""
 
-import asyncio
-import logging
 from contextlib import suppress
 from pathlib import Path
-
-from vllmd.engine.evidence import gpu_memory_of
-
-log = logging.getLogger(__name__)
-
-GPU_BACK_WITHIN_S = 30.0
-PAUSE_S = 0.2
 
 
 def oom_kills() -> int | None:
@@ -33,16 +24,3 @@ def _count(file: Path) -> int | None:
         words = dict(line.split() for line in file.read_text().splitlines() if len(line.split()) == 2)
         return int(words["oom_kill"]) if "oom_kill" in words else None
     return None
-
-
-async def gpu_is_back(pids: set[int]) -> None:
-    """Waits until the driver counts no memory for these dead processes any more; the next engine may need it.
-
-    Returns at once where NVML cannot be asked, and after `GPU_BACK_WITHIN_S` seconds with a line in the log.
-    """
-    deadline = asyncio.get_running_loop().time() + GPU_BACK_WITHIN_S
-    while held := gpu_memory_of(pids):
-        if asyncio.get_running_loop().time() > deadline:
-            log.warning("the GPU's driver still counts %d MiB for an engine that has ended", held >> 20)
-            return
-        await asyncio.sleep(PAUSE_S)

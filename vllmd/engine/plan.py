@@ -4,7 +4,6 @@ The directory is a generation's own (0700): it holds the socket and TMPDIR, beca
 cleans up after itself. It goes when the last process has gone.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,9 @@ from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine import command, tree
 from vllmd.engine.environment import Environment
 from vllmd.engine.process import Command
+from vllmd.engine.runtime import make_private
 from vllmd.engine.startups import key_of
-from vllmd.errors import InstallError, VllmdError
+from vllmd.errors import InstallError
 
 _ZMQ_NAME_BYTES = len("/tmp/") + 36
 """vLLM puts Unix sockets named by a UUID into TMPDIR; the path must fit as well."""
@@ -113,15 +113,3 @@ class Plan:
 
 def _tmpdir(directory: Path) -> str:
     return f"TMPDIR={directory / 'tmp'}"
-
-
-def make_private(path: Path) -> None:
-    """Makes `path` (0700) with its parents; one that exists must belong to this user.
-
-    Raises:
-        VllmdError: it belongs to somebody else, who could then take the engine's place.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise VllmdError(f"{path} belongs to another user", "choose another directory for paths.runtime")

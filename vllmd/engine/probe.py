@@ -9,12 +9,15 @@ requests and shows none of it for `stall_s` hangs, however healthy it says it is
 import asyncio
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from vllmd.engine.client import EngineClient
-from vllmd.errors import EngineUnreachable, Hung, ProbeFailed
+from vllmd.errors import CertainFailure, EngineRefused, EngineUnreachable, NotListening, ProbeFailed
 from vllmd.lifecycle import Policy
 
 _COMPLETIONS = "/v1/completions"
+_EMBEDDINGS = "/v1/embeddings"
 _COUNTERS = re.compile(rb"^vllm:(?:prompt|generation|iteration)_tokens_(?:total|sum)(?:\{[^}]*\})? ([0-9.e+]+)$", re.M)
 
 LOOK_INTERVAL_S = 1.0
@@ -40,7 +43,8 @@ async def probe(client: EngineClient, model: str, policy: Policy) -> None:
 
     Raises:
         ProbeFailed: no token came; it may be a moment's weakness.
-        Hung: it has work and does none of it.
+        NotListening: nobody was there to be asked.
+        CertainFailure: it has work and does none of it, or refuses such requests.
     """
     if client.under_way:
         await _watch(client, policy.stall_s)
@@ -57,7 +61,7 @@ async def due(client: EngineClient, after_s: float) -> None:
 
 
 async def _watch(client: EngineClient, stall_s: float) -> None:
-    """Returns when a busy engine has moved, or is no longer busy. Raises Hung."""
+    """Returns when a busy engine has moved, or is no longer busy. Raises CertainFailure."""
     now = asyncio.get_running_loop().time
     watched_since, counted = now(), await _counters(client)
     while client.under_way and now() - client.proved_at > FRESH_S:
@@ -67,7 +71,7 @@ async def _watch(client: EngineClient, stall_s: float) -> None:
             client.proved_at = now()
         elif now() > max(watched_since, _silent_since(client)) + stall_s + _patience_s(client):
             silent_s = now() - _silent_since(client)
-            raise Hung(f"requests run ({len(client.under_way)}), and no token has come for {silent_s:.0f} s")
+            raise CertainFailure(f"requests run ({len(client.under_way)}), and no token has come for {silent_s:.0f} s")
 
 
 def _silent_since(client: EngineClient) -> float:
@@ -90,7 +94,7 @@ async def _counters(client: EngineClient) -> float | None:
 
 
 async def _ask(client: EngineClient, model: str, timeout_s: float) -> None:
-    """Asks an idle engine for one token. Raises ProbeFailed."""
+    """Asks an idle engine for one token. Raises ProbeFailed or NotListening."""
     began_at = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(timeout_s):
@@ -98,24 +102,46 @@ async def _ask(client: EngineClient, model: str, timeout_s: float) -> None:
     except TimeoutError:
         if client.proved_at <= began_at:  # tokens for clients who came meanwhile count as well
             raise ProbeFailed(f"no token within {timeout_s:g} s") from None
+    except EngineRefused as error:
+        raise NotListening(error.message) from error
     except EngineUnreachable as error:
         raise ProbeFailed(error.message) from error
 
 
 async def _one_token(client: EngineClient, model: str) -> None:
-    body = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}
-    headers = {"Content-Type": "application/json"}
-    async with client.send("POST", _COMPLETIONS, body=json.dumps(body).encode(), headers=headers) as answer:
-        text = await answer.read()
+    """The least work that proves work: a token, or a vector from a model that makes no tokens."""
+    answer = await _post(client, _COMPLETIONS, {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0})
+    if answer.status == 404:
+        answer = await _post(client, _EMBEDDINGS, {"model": model, "input": "1"})
+    if 400 <= answer.status < 500:
+        raise CertainFailure(f"the engine refuses a request for one token with {answer.status}: {answer.text}")
     if answer.status != 200:
-        raise ProbeFailed(f"the engine answered {answer.status}: {text[:200].decode(errors='replace')}")
-    if not _has_token(text):
+        raise ProbeFailed(f"the engine answered {answer.status}: {answer.text}")
+    if not _shows_work(answer.body):
         raise ProbeFailed("the engine answered without a token")
     client.proved_at = asyncio.get_running_loop().time()
 
 
-def _has_token(text: bytes) -> bool:
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body[:200].decode(errors="replace")
+
+
+async def _post(client: EngineClient, path: str, body: Mapping[str, object]) -> _Answer:
+    headers = {"Content-Type": "application/json"}
+    async with client.send("POST", path, body=json.dumps(body).encode(), headers=headers) as answer:
+        return _Answer(answer.status, await answer.read())
+
+
+def _shows_work(body: bytes) -> bool:
+    """Whether an answer holds a token (`usage` counts it) or a vector (`data` has it)."""
     try:
-        return int(json.loads(text)["usage"]["completion_tokens"]) > 0
-    except (ValueError, KeyError, TypeError):
+        table = json.loads(body)
+        return bool(table.get("data")) or int(table["usage"]["completion_tokens"]) > 0
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return False

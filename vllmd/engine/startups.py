@@ -90,8 +90,10 @@ class Startups:
     def recall(self, key: str) -> Timeline | None:
         """The last timeline of starts like this one."""
         try:
-            return Timeline(**self._read()[key])
-        except (KeyError, TypeError):
+            entry = self._read()[key]
+            begun_s = {str(phase): float(seconds) for phase, seconds in entry["begun_s"].items()}
+            return Timeline(begun_s, float(entry["total_s"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
     def remember(self, key: str, timeline: Timeline) -> None:

@@ -20,7 +20,7 @@ from vllmd.engine.incidents import Incidents
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
 from vllmd.engine.timers import Timers
-from vllmd.errors import Hung
+from vllmd.errors import CertainFailure, NotListening
 from vllmd.errors import ProbeFailed as NoToken
 from vllmd.lifecycle import (
     Effect,
@@ -201,8 +201,8 @@ class Supervisor:
             except Exception as error:
                 log.exception("%s: unforeseen error", self.name)
                 verdict = Verdict("internal error", f"vllmd made a mistake: {error}", "please report it with the log")
+        self.post(Exited(generation.number, verdict))  # first of all: whatever fails below, the end is told
         self._keep_incident(generation, verdict)
-        self.post(Exited(generation.number, verdict))
 
     def _keep_incident(self, generation: Generation, verdict: Verdict) -> None:
         """Writes down an end that nobody asked for: the engine's own, or one that it forced."""
@@ -218,7 +218,11 @@ class Supervisor:
         try:
             await probe(client, self.name, self._policy)
         except NoToken as error:
-            self.post(ProbeFailed(epoch, error.message, certain=isinstance(error, Hung)))
+            listens, certain = not isinstance(error, NotListening), isinstance(error, CertainFailure)
+            self.post(ProbeFailed(epoch, error.message, listens=listens, certain=certain))
+        except Exception as error:
+            log.exception("%s: unforeseen error in a health check", self.name)
+            self.post(ProbeFailed(epoch, f"vllmd made a mistake: {error}"))
         else:
             self.post(ProbeOk(epoch))
 
@@ -245,9 +249,11 @@ class Supervisor:
 
 
 async def _end(generation: Generation, examine: bool) -> None:
-    if examine:
-        await generation.examine()
-    generation.kill()
+    try:
+        if examine:
+            await generation.examine()
+    finally:
+        generation.kill()
 
 
 def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

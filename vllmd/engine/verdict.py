@@ -25,7 +25,13 @@ SIGNALS = {
 }
 """Numbers of signal(7), the same on x86 and ARM → name, and what they hint at."""
 
-STRIKES_LATE = (Cause.OUT_OF_GPU_MEMORY, Cause.NO_SPACE, Cause.KILLED_FOR_MEMORY, Cause.KILLED)
+STRIKES_LATE = (
+    Cause.OUT_OF_GPU_MEMORY,
+    Cause.OUT_OF_MEMORY,
+    Cause.NO_SPACE,
+    Cause.KILLED_FOR_MEMORY,
+    Cause.KILLED,
+)
 """Causes that can end an engine which has been serving; the other signs are then of refused requests, or old."""
 
 EVIDENCE_CHARACTERS = 2000
@@ -34,14 +40,20 @@ EVIDENCE_CHARACTERS = 2000
 MESSAGE_CHARACTERS = 400
 
 KERNEL_KILLED = "the kernel killed a process of the engine for want of memory"
+SOMEBODY_KILLED = "somebody killed the engine, or a process of it, with SIGKILL; it was not for want of memory"
 WHO_KILLED = "find out who did: an operator, or a script that kills by name"
 
 _READ_LOG = "see the last lines of the engine's log"
 _SEARCH_LOG = f"{_READ_LOG}; if no cause stands there, a process of it may have been killed (`journalctl -k`)"
 
-_ERROR = re.compile(r"\s*(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*|$))|.*\berror: (.+)")
+_LOST = r"(?:Worker proc|RayWorkerProc|Process) [^,]{1,100}died unexpectedly"
+_ERROR = re.compile(rf"\s*(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*|$)|{_LOST})|.*\berror: (.+)")
 _PYDANTIC = re.compile(r"\d+ validation errors? for \w+$")
-_WRAPPER = re.compile(r"EngineDeadError|WorkerProc init|See root cause above|[Ss]ee stack trace|stack trace above")
+_END = re.compile(r"(API server: shutdown triggered|EngineDeadError|core exited unexpectedly|died unexpectedly)")
+_WRAPPER = re.compile(
+    r"EngineDeadError|WorkerProc init|See root cause above|[Ss]ee stack trace|stack trace above|"
+    rf"RuntimeError: cancelled$|{_LOST}"
+)
 _NO_WORDS = re.compile(r"\s|.*:\s+\d+%")
 _ELSEWHERE = re.compile(r"[.,:]? *(please )?([Ss]ee|[Cc]heck) (root cause|(the )?stack ?trace).*$")
 
@@ -75,18 +87,27 @@ def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool, o
         return Verdict(Cause.KILLED_FOR_MEMORY, KERNEL_KILLED, KILLED_FOR_MEMORY.hint)
     if exit.signal == SIGKILL:
         return _struck_down(certain=oom_kills is not None)
-    messages, context = _evidence(lines), _context(lines)
-    if was_ready:
-        return _died_serving(exit, messages, context)
-    return _find(SIGNS, messages, context) or _unknown(exit, messages)
+    verdict = _told(exit, lines, was_ready)
+    if verdict.cause is Cause.KILLED_FOR_MEMORY and oom_kills is not None:
+        return _struck_down(certain=True)
+    return verdict
+
+
+def _told(exit: Exit, lines: Sequence[str], was_ready: bool) -> Verdict:
+    """What the lines tell."""
+    messages = _evidence(lines)
+    context = _context(lines) | {"error": _last_error(messages)[0]}
+    if not was_ready:
+        return _find(SIGNS, messages, context) or _unknown(exit, messages)
+    if _told_to_stop(lines):
+        return Verdict(Cause.KILLED, "the engine stopped on a SIGTERM or SIGINT that vllmd had not sent", WHO_KILLED)
+    return _died_serving(exit, messages, context)
 
 
 def _struck_down(*, certain: bool) -> Verdict:
     """SIGKILL: the kernel's way to free memory, or somebody's; its count of such kills tells which."""
     if certain:
-        return Verdict(
-            Cause.KILLED, "somebody killed the engine with SIGKILL; it was not for want of memory", WHO_KILLED
-        )
+        return Verdict(Cause.KILLED, SOMEBODY_KILLED, WHO_KILLED)
     return Verdict(Cause.KILLED_FOR_MEMORY, KILLED_FOR_MEMORY.message, KILLED_FOR_MEMORY.hint)
 
 
@@ -117,6 +138,12 @@ def _find(signs: Iterable[Sign], messages: Sequence[str], context: Mapping[str, 
     """What the first sign says that any of the messages bears."""
     found = (sign.read(message, context) for sign in signs for message in messages)
     return next(filter(None, found), None)
+
+
+def _told_to_stop(lines: Sequence[str]) -> bool:
+    """Whether its leader got SIGTERM or SIGINT before anything else went wrong (vllm/entrypoints/launcher.py)."""
+    ends = (found[1] for line in lines if (found := _END.search(line[:EVIDENCE_CHARACTERS])))
+    return next(ends, "").endswith("triggered")
 
 
 def _died_serving(exit: Exit, messages: Sequence[str], context: Mapping[str, str]) -> Verdict:
@@ -152,7 +179,8 @@ def _last_error(messages: Sequence[str]) -> tuple[str, str]:
     errors = [found[1] or found[2] for message in messages if (found := _ERROR.match(message))]
     causes = [error for error in errors if not _WRAPPER.search(error)]
     if errors and not causes:
-        return _said(errors) + ", and the error that caused it is not in the log", _SEARCH_LOG
+        lost = [error for error in errors if re.match(_LOST, error)]
+        return _said(lost or errors) + ", and the error that caused it is not in the log", _SEARCH_LOG
     return _said(causes), _READ_LOG if causes else _SEARCH_LOG
 
 
