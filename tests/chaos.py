@@ -212,8 +212,8 @@ class Chaos:
         await self.until_state("ready")
 
     async def be_answered(self) -> None:
-        """Waits until each client may have had an answer: a request that every fault befalls is given up after three."""
-        enough = self.clients.saw[COMPLETE] + 2 * CLIENTS
+        """Waits until each client has had an answer; a request that falls victim to three faults would be given up."""
+        enough = self.clients.saw[COMPLETE] + CLIENTS
         await until(lambda: self.clients.saw[COMPLETE] >= enough or self.clients.wrong, "complete answers", BOUND_S)
 
     # ── what has to hold ──
@@ -232,7 +232,7 @@ class Chaos:
     async def _is_consistent(self) -> bool:
         now = await self.status()
         generations = set(processes(self.daemon))
-        directories = {int(path.suffix[1:]) for path in self.daemon.folder.glob("r/*")}
+        directories = {int(path.suffix[1:]) for path in self.daemon.folder.glob("r/*.*")}
         living = {now.generation} if State(now.state) in ALIVE else set()
         return generations == directories == living and bool(now.pid) is bool(living)
 

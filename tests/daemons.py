@@ -268,7 +268,7 @@ class Daemon:
             if self.alive:
                 assert self.stop() == 0, self.log
                 assert sockets_stay or not self.socket.exists(), "the socket is left"
-                assert not list(self.folder.glob("r/*")), "a directory of an engine is left"
+                assert not list(self.folder.glob("r/*.*")), "a directory of an engine is left"
             until_sync(lambda: not self.everybody(), "every process of vllmd to be gone", 10)
             ugly = UGLY.search(self.log)
             assert not ugly, f"{ugly[0] if ugly else ''}:\n{self.log}"

@@ -193,7 +193,8 @@ async def _tell_systemd(notifier: Notifier, supervisor: Supervisor, feed: Feed) 
             notifier.extend(SETTLED_S)
         # What passes is told again now and then, since its age or what is left of it changes.
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if status.state == "ready" else STATUS_INTERVAL_S):
+            is_settled = status.state == "ready" and not notifier.is_behind
+            async with asyncio.timeout(None if is_settled else STATUS_INTERVAL_S):
                 await feed.after(feed.last)
 
 

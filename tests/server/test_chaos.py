@@ -6,7 +6,7 @@ import chaos
 import pytest
 from daemons import running
 
-SECONDS = 25.0
+SECONDS = 30.0
 SEED = int(os.environ.get("VLLMD_CHAOS_SEED", "1"))
 
 

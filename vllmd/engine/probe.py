@@ -62,11 +62,11 @@ async def due(client: EngineClient, after_s: float) -> None:
 
 async def _watch(client: EngineClient, stall_s: float) -> None:
     """Returns when a busy engine has moved, or is no longer busy. Raises CertainFailure."""
-    now = asyncio.get_running_loop().time
-    watched_since, counted = now(), await _counters(client)
+    now, limit_s = asyncio.get_running_loop().time, min(METRICS_TIMEOUT_S, stall_s / 2)
+    watched_since, counted = now(), await _counters(client, limit_s)
     while client.under_way and now() - client.proved_at > FRESH_S:
         await asyncio.sleep(min(LOOK_INTERVAL_S, stall_s / 4))
-        before, counted = counted, await _counters(client)
+        before, counted = counted, await _counters(client, limit_s)
         if None not in (before, counted) and counted != before:
             client.proved_at = now()
         elif now() > max(watched_since, _silent_since(client)) + stall_s + _patience_s(client):
@@ -84,10 +84,10 @@ def _patience_s(client: EngineClient) -> float:
     return max((each.body_bytes for each in client.under_way), default=0) / SLOWEST_PREFILL_BYTES_PER_S
 
 
-async def _counters(client: EngineClient) -> float | None:
-    """The sum of vLLM's token counters; None if it does not tell."""
+async def _counters(client: EngineClient, limit_s: float) -> float | None:
+    """The sum of vLLM's token counters; None if it does not tell within that time."""
     try:
-        async with asyncio.timeout(METRICS_TIMEOUT_S), client.send("GET", "/metrics") as answer:
+        async with asyncio.timeout(limit_s), client.send("GET", "/metrics") as answer:
             return sum(float(value) for value in _COUNTERS.findall(await answer.read()))
     except (TimeoutError, EngineUnreachable):
         return None

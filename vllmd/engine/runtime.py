@@ -34,10 +34,17 @@ def exclusive(path: Path) -> Iterator[None]:
         AddressError: another vllmd holds it.
     """
     make_private(path)
-    with (path / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = f"another vllmd keeps its engines in {path}"
-            raise AddressError(taken, "stop it, or give this one another paths.runtime") from None
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(directory, path)
         yield
+    finally:
+        os.close(directory)
+
+
+def _lock(directory: int, path: Path) -> None:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        taken = f"another vllmd keeps its engines in {path}"
+        raise AddressError(taken, "stop it, or give this one another paths.runtime") from None

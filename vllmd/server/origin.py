@@ -27,17 +27,17 @@ def only_known_hosts(more: Iterable[str]) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if identify(request).uid is None:
-            _check(request.host, request.headers.get("Origin"), known)
+            _check(request.headers.get("Host"), request.headers.get("Origin"), known)
         return await handler(request)
 
     return check
 
 
-def _check(host: str, origin: str | None, known: frozenset[str]) -> None:
-    """Raises Denied for a foreign Host, and for a page of another origin."""
-    if _name(host) not in known:
+def _check(host: str | None, origin: str | None, known: frozenset[str]) -> None:
+    """Raises Denied for a foreign Host, and for a page of another origin. What sends no Host is no browser."""
+    if host is not None and _name(host) not in known:
         raise Denied(f"the Host {host!r} is not one of this service's", "use localhost, or add it to listen.hosts")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
         raise Denied(f"a page of {origin!r} may not use this service", "open the page from this service itself")
 
 
