@@ -9,9 +9,16 @@ from daemons import LAUNCHERS, Daemon, running
 from waiting import until_sync
 
 
-@pytest.fixture(scope="session", params=LAUNCHERS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs the tests of the shared daemon on either event loop, or on those that their module names in LOOPS."""
+    if "shared_daemon" in metafunc.fixturenames:
+        loops = getattr(metafunc.module, "LOOPS", tuple(LAUNCHERS))
+        metafunc.parametrize("shared_daemon", loops, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def shared_daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """One daemon for all tests that leave it as they find it, on either event loop."""
+    """One daemon for all tests that leave it as they find it."""
     with running(Daemon(loop=request.param)) as daemon:
         yield daemon
 
@@ -23,13 +30,12 @@ def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
     shared_daemon.forget()
     yield shared_daemon
     shared_daemon.control()
-    until_sync(lambda: _is_idle(shared_daemon), "no call to be left in vllmd")
-    assert shared_daemon.status().state == "ready", shared_daemon.log
+    until_sync(lambda: _is_idle(shared_daemon), "vllmd to be ready and without any call")
 
 
 def _is_idle(daemon: Daemon) -> bool:
     model = daemon.model()
-    return model.running == model.held == 0
+    return model.state == "ready" and model.running == model.held == 0
 
 
 Start = Callable[..., Daemon]

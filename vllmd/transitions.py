@@ -47,7 +47,7 @@ from vllmd.lifecycle import (
 
 Step = tuple[Engine, tuple[Effect, ...]]
 
-STARTUP_PROBE_INTERVAL_S = 0.5
+STARTUP_PROBE_INTERVAL_S = 0.2
 """A starting engine refuses connections until it is ready, so asking often is cheap."""
 
 

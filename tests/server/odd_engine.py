@@ -22,7 +22,9 @@ class Odd(socketserver.StreamRequestHandler):
             head += self.rfile.readline()
         length = next(int(line[15:]) for line in head.lower().splitlines() if line.startswith(b"content-length:"))
         if b'"prompt": "1"' in self.rfile.read(length):
-            self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(TOKEN), TOKEN))
+            self.wfile.write(
+                b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(TOKEN), TOKEN)
+            )
             return
         answer = Path(os.environ["ODD_ANSWER"]).read_bytes()
         self.wfile.write(answer.removesuffix(HOLD))

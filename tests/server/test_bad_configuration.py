@@ -36,7 +36,11 @@ def assert_fails(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
 
 
 def test_a_configuration_with_three_mistakes_lists_all_three(idle: Daemon) -> None:
-    three = {"queue": {"limti": 1}, "relay": {"stall_s": "long"}, "defaults": {"temperature": 9}}
+    three: dict[str, dict[str, object]] = {
+        "queue": {"limti": 1},
+        "relay": {"stall_s": "long"},
+        "defaults": {"temperature": 9},
+    }
     idle.configure({}, three)
     for words in ((), ("--check",)):
         done = vllmd(idle.config, *words)

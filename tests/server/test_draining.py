@@ -40,10 +40,9 @@ async def assert_ends(daemon: Daemon) -> None:
     assert not daemon.everybody()
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "loop"), [(signal.SIGTERM, "asyncio"), (signal.SIGINT, "uvloop")])
 async def test_running_answers_finish(start: Start, number: signal.Signals, loop: str) -> None:
-    daemon = start(loop=loop, knobs={"tokens_per_s": 20, "tokens": 30})
+    daemon = start(loop=loop, knobs={"tokens_per_s": 40, "tokens": 30})
     exchanges = await answers_begin(daemon)
     daemon.signal(number)
     for exchange, (path, _) in zip(exchanges, KINDS, strict=True):
@@ -56,7 +55,7 @@ async def test_running_answers_finish(start: Start, number: signal.Signals, loop
 
 
 async def test_nothing_new_begins(start: Start) -> None:
-    daemon = start(knobs={"tokens_per_s": 10, "tokens": 20})
+    daemon = start(knobs={"tokens_per_s": 20, "tokens": 20})
     idle = [await daemon.unix.connect(), await daemon.tcp.connect()]
     for reader, writer in idle:  # connections that were open before
         writer.write(request("/health"))
@@ -97,10 +96,8 @@ async def test_held_requests_are_told_at_once(start: Start) -> None:
     daemon.signal(signal.SIGTERM)
     for task in held:
         answer = await task
-        if answer.status == 200:  # a comment was out already
-            error = answer.events[-1].json()["error"]
-        else:
-            error = answer.error
+        begun = answer.status == 200  # a comment was out already
+        error = answer.events[-1].json()["error"] if begun else answer.error
         assert error["code"] == "not_ready"
         assert error["source"] == "vllmd"
         assert "stopping" in error["message"]

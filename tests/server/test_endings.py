@@ -79,10 +79,13 @@ def assert_broken(path: str, answer: Exchange, message: str, tokens: int) -> Non
     assert error["code"] == "engine_error"
 
 
-async def ask_all(door: Door, stream: bool = True) -> dict[str, Exchange]:
+Routes = dict[str, dict[str, Any]]
+
+
+async def ask_all(door: Door, stream: bool = True, routes: Routes = ROUTES) -> dict[str, Exchange]:
     """An answer of every route, all asked for at once."""
-    asked = (door.ask(path, {**body, "stream": stream}) for path, body in ROUTES.items())
-    return dict(zip(ROUTES, await asyncio.gather(*asked), strict=True))
+    asked = (door.ask(path, {**body, "stream": stream}) for path, body in routes.items())
+    return dict(zip(routes, await asyncio.gather(*asked), strict=True))
 
 
 # ── in the middle of an answer ──
@@ -100,7 +103,7 @@ async def test_a_stream_that_breaks_ends_in_one_error(
     assert_broken(path, answer, MESSAGES[fault], 3)
 
 
-@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize("fault", ["abort", "error:500", "cut-inside"])
 async def test_a_stream_breaks_cleanly_however_its_bytes_arrive(daemon: Daemon, fault: str, seed: int) -> None:
     daemon.control(fault=fault, fault_after=seed, chop=seed, **PACE)
@@ -146,7 +149,7 @@ async def test_nonsense_passes_where_bytes_are_not_read(daemon: Daemon) -> None:
 # ── before the first event ──
 
 
-STALL_S, KEEPALIVE_S = 1.0, 0.2
+STALL_S, KEEPALIVE_S = 0.7, 0.15
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +164,10 @@ def impatient() -> Iterator[Daemon]:
 @pytest.mark.parametrize(("code", "message"), [(400, "Grammar error"), (503, QUEUED), (500, DEAD)])
 async def test_an_error_that_comes_first_is_an_http_status(impatient: Daemon, code: int, message: str) -> None:
     impatient.control(fault=f"error:{code}")
-    for path, answer in (await ask_all(impatient.unix)).items():
-        # Anthropic's dialect does not say which status its error would have had.
-        assert answer.status == (500 if path == "/v1/messages" else code), path
+    # Anthropic's dialect does not say which status its error would have had: it is 500.
+    routes = {path: body for path, body in ROUTES.items() if code == 500 or path != "/v1/messages"}
+    for path, answer in (await ask_all(impatient.unix, routes=routes)).items():
+        assert answer.status == code, path
         assert answer.whole
         assert message in json.dumps(answer.error)
         assert answer.header("content-type").startswith("application/json")
@@ -171,10 +175,10 @@ async def test_an_error_that_comes_first_is_an_http_status(impatient: Daemon, co
 
 
 @pytest.mark.parametrize("code", [400, 500, 503])
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-async def test_an_error_of_http_stays_one(impatient: Daemon, stream: bool, code: int) -> None:
+async def test_an_error_of_http_stays_one(impatient: Daemon, code: int) -> None:
     impatient.control(fault=f"http:{code}")
-    for path, answer in (await ask_all(impatient.unix, stream)).items():
+    streamed, whole = await asyncio.gather(ask_all(impatient.unix), ask_all(impatient.unix, stream=False))
+    for path, answer in [*streamed.items(), *whole.items()]:
         assert answer.status == code, path
         assert answer.whole
         assert answer.error["code"] == code
@@ -183,22 +187,17 @@ async def test_an_error_of_http_stays_one(impatient: Daemon, stream: bool, code:
 @pytest.mark.parametrize("fault", ["abort", "cut", "cut-inside", "eof"])
 async def test_an_answer_that_never_begins_is_a_502(impatient: Daemon, fault: str) -> None:
     impatient.control(fault=fault)
-    for path, answer in (await ask_all(impatient.unix)).items():
-        if path in ("/v1/messages", "/v1/responses") and fault == "abort":
-            continue  # in these dialects an aborted answer does begin
-        assert answer.status == 502, answer.body
+    streamed, whole = await asyncio.gather(ask_all(impatient.unix), ask_all(impatient.unix, stream=False))
+    for path, answer in [*streamed.items(), *whole.items()]:
+        if path == "/v1/responses" and fault == "abort":
+            continue  # ABORTED_RESPONSE
+        if path == "/v1/messages" and fault == "abort" and answer is streamed[path]:
+            continue  # in this dialect an aborted stream does begin
+        if fault == "eof" and answer is whole[path]:
+            continue  # there is no such thing
+        assert answer.status == 502, (path, answer.body)
         assert answer.error["source"] == "engine"
         assert answer.error["code"] == "engine_error"
-
-
-async def test_a_whole_answer_that_was_aborted_is_no_answer(impatient: Daemon) -> None:
-    impatient.control(fault="abort", fault_after=3)
-    for path, answer in (await ask_all(impatient.unix, stream=False)).items():
-        if path == "/v1/responses":
-            continue  # ABORTED_RESPONSE
-        assert answer.status == 502, (path, answer.body)
-        assert STOPPED in answer.error["message"]
-        assert answer.error["source"] == "engine"
 
 
 # ── silence ──
@@ -222,7 +221,7 @@ async def test_silence_before_the_first_event_ends_in_one_error_too(impatient: D
 
 
 async def test_a_long_prefill_is_bridged_by_comments(impatient: Daemon) -> None:
-    impatient.control(prefill_s=0.7)
+    impatient.control(prefill_s=0.5)
     for path, answer in (await ask_all(impatient.unix)).items():
         assert answer.whole, path
         assert answer.events[0].comment
@@ -231,7 +230,7 @@ async def test_a_long_prefill_is_bridged_by_comments(impatient: Daemon) -> None:
 
 
 async def test_a_comment_never_lands_inside_an_event(impatient: Daemon) -> None:
-    impatient.control(tokens=6, tokens_per_s=3, chop=7)
+    impatient.control(tokens=6, tokens_per_s=5, chop=7)
     for path, answer in (await ask_all(impatient.tcp)).items():
         assert answer.whole, path
         assert len([each for each in answer.events if each.comment]) >= 3

@@ -105,7 +105,7 @@ async def test_leaving_by_reset_in_full_flow(daemon: Daemon, kind: str) -> None:
 
 
 async def test_leaving_in_a_crowd_stops_only_the_own_generation(daemon: Daemon) -> None:
-    daemon.control(tokens_per_s=40, tokens=60)
+    daemon.control(tokens_per_s=100, tokens=60)
     exchanges = [await daemon.unix.open(CHAT, STREAM) for _ in range(12)]
     for exchange in exchanges:
         await exchange.until(b"tok1")
@@ -142,13 +142,14 @@ async def test_a_client_that_has_stopped_reading_and_then_leaves(daemon: Daemon)
         await nothing_is_left(daemon)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_leaving_while_held(start: Start, kind: str) -> None:
+async def test_leaving_while_held(start: Start) -> None:
     daemon = start(ready=False, knobs={"start_end": "never"}, queue={"status_after_s": 0})
-    exchange = await daemon.unix.open(*KINDS[kind])
-    await until(lambda: daemon.model().held == 1, "the request to be held")
-    await exchange.leave()
-    await until(lambda: daemon.model().held == 0, "it to be forgotten", SOON_S)
+    for kind in KINDS:
+        for door in (daemon.unix, daemon.tcp):
+            exchange = await door.open(*KINDS[kind])
+            await until(lambda: daemon.model().held == 1, "the request to be held")
+            await exchange.leave()
+            await until(lambda: daemon.model().held == 0, "it to be forgotten", SOON_S)
     daemon.control()
     daemon.order("restart", wait=True)
     assert not daemon.requests()

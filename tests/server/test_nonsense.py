@@ -39,7 +39,7 @@ def odd() -> Iterator[Odd]:
 
 
 def whole(body: bytes, kind: str = "application/json", status: str = "200 OK") -> bytes:
-    return b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+    return b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
         status.encode(),
         kind.encode(),
         len(body),
@@ -49,8 +49,8 @@ def whole(body: bytes, kind: str = "application/json", status: str = "200 OK") -
 
 def stream(*events: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events)
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    return head + chunks + end
+    head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/event-stream\r\n"
+    return head + b"transfer-encoding: chunked\r\n\r\n" + chunks + end
 
 
 def assert_bad_gateway(answer: Exchange) -> None:

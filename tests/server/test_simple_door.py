@@ -9,6 +9,9 @@ from asking import Event, Exchange
 from conftest import Start
 from daemons import Daemon
 
+LOOPS = ("uvloop",)
+"""Streams on either event loop are looked at elsewhere."""
+
 PROMPT = "/api/prompt"
 RUNS = "/api/workflows/runs"
 TEXT = " ".join(f"tok{n}" for n in range(16))

@@ -187,7 +187,8 @@ def activate(daemon: Daemon, *, ready: bool = True, pid: str = "str(os.getpid())
     """Starts it with the descriptors at 3 and 4, and LISTEN_PID set in the process itself."""
     code = (
         "import os, sys; os.dup2(203, 3, True); os.dup2(204, 4, True); os.closerange(5, 300);"
-        f"os.environ.update(LISTEN_PID={pid}, LISTEN_FDS='2', LISTEN_FDNAMES='a:b'); os.execv(sys.argv[1], sys.argv[1:])"
+        f"os.environ.update(LISTEN_PID={pid}, LISTEN_FDS='2', LISTEN_FDNAMES='a:b');"
+        "os.execv(sys.argv[1], sys.argv[1:])"
     )
     daemon.start(sys.executable, "-c", code, ready=ready, pass_fds=(203, 204))
 

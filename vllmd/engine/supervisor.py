@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 engine_log = logging.getLogger("vllmd.engine.output")
 
 PROGRESS_INTERVAL_S = 1.0
-"""Signs of progress closer together than this count once."""
+"""Signs of progress closer together than this, or than a tenth of the patience with a start, count once."""
 
 
 class Supervisor:
@@ -238,8 +238,8 @@ class Supervisor:
         self._moved()
 
     def _moved(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if self.engine.state is State.STARTING and now - self._progressed_at >= PROGRESS_INTERVAL_S:
+        now, interval_s = asyncio.get_running_loop().time(), min(PROGRESS_INTERVAL_S, self._policy.startup_stall_s / 10)
+        if self.engine.state is State.STARTING and now - self._progressed_at >= interval_s:
             self._progressed_at = now
             self.post(Progressed(self.engine.epoch))
             self._on_sign_of_life()

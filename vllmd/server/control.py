@@ -19,6 +19,7 @@ from vllmd.lifecycle import Load, Restart, State, Unload
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.calls import Calls
+from vllmd.server.doors import require_client
 from vllmd.server.queue import not_ready
 from vllmd.wire import ModelStatus
 
@@ -91,6 +92,7 @@ class Control:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Every change of state and phase: the present first, or what came after `Last-Event-ID`."""
         last = _last_event_id(request)
+        require_client(request)
         async with (
             self._following(),
             sse_response(request, sep="\n", ping_interval=self._config.sse.keepalive_s) as stream,

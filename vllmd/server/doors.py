@@ -25,6 +25,12 @@ _NOT_PASSED = frozenset(
 """Hop-by-hop headers (RFC 9110, 7.6.1), and those that vllmd writes itself."""
 
 
+def require_client(request: web.Request) -> None:
+    """Raises ConnectionResetError if the client has left: aiohttp-sse cannot begin a stream to nobody."""
+    if request.transport is None:
+        raise ConnectionResetError("the client has left")
+
+
 class Door(ABC):
     """The way of one answer to one client.
 

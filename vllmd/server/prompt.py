@@ -14,7 +14,7 @@ from vllmd.server import chat
 from vllmd.server.bodies import choose_model, json_response, make_call, read_json
 from vllmd.server.calls import Call
 from vllmd.server.chat import Piece
-from vllmd.server.doors import Door, passed_on
+from vllmd.server.doors import Door, passed_on, require_client
 from vllmd.server.relay import Relay
 
 
@@ -120,6 +120,7 @@ class TextDoor(Door):
 
     async def _stream(self) -> EventSourceResponse:
         if self._events is None:
+            require_client(self.request)
             # Its pings would go on after the answer's end, and its timeout would cut off slow readers. Whoever writes
             # here keeps the client awake as well: the queue while it waits, the relay's Silence afterwards.
             self._events = EventSourceResponse(sep="\n", allow_all_methods=True, send_timeout=None)

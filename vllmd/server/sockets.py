@@ -171,12 +171,10 @@ def _make_way(path: Path) -> None:
         answer = visitor.connect_ex(str(path))
     if answer == errno.ECONNREFUSED:
         path.unlink(missing_ok=True)
-    elif answer in (0, errno.EAGAIN):
-        raise AddressError(
-            f"cannot listen on {path}: a running daemon owns it", "stop it first, or choose another path"
-        )
-    else:
-        raise AddressError(f"cannot listen on {path}: {os.strerror(answer)}", "choose another path")
+        return
+    owned = answer in (0, errno.EAGAIN)
+    reason = "a running daemon owns it" if owned else os.strerror(answer)
+    raise AddressError(f"cannot listen on {path}: {reason}", "stop it first, or choose another path")
 
 
 def _hand_over(path: Path, listen: Listen) -> None:
