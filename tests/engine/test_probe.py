@@ -14,8 +14,8 @@ from fake_engine.running import Fake, running
 from waiting import until
 
 from vllmd.engine.client import EngineClient
-from vllmd.engine.probe import probe
-from vllmd.errors import EngineRefused, EngineUnreachable, ProbeFailed, StreamBroken
+from vllmd.engine.probe import FRESH_S, probe
+from vllmd.errors import CertainFailure, EngineRefused, EngineUnreachable, ProbeFailed, StreamBroken
 from vllmd.lifecycle import Policy
 
 MODEL = "smollm2"
@@ -88,7 +88,7 @@ async def test_silence_is_a_failure(folder: Path, fault: str) -> None:
 async def test_an_unknown_model_is_a_failure(folder: Path) -> None:
     async with engine(folder) as (_, client):
         with pytest.raises(ProbeFailed, match="404"):
-            await probe(client, "other", PATIENCE_S)
+            await probe(client, "other", Policy())
 
 
 async def test_nobody_there_is_a_failure(folder: Path) -> None:
@@ -118,7 +118,9 @@ async def test_tokens_for_others_are_a_proof_where_the_engine_is_full(folder: Pa
         await until(lambda: fake.journal("request"), "the engine to be full")
         await check(client, 0.4)
         fake.control(fault="hang")
-        with pytest.raises(ProbeFailed, match="no token within"):
+        now = asyncio.get_running_loop().time
+        await until(lambda: now() - client.proved_at > 2 * FRESH_S, "the last token to be no proof for now")
+        with pytest.raises(CertainFailure, match="no token has come for"):
             await check(client, 0.4)
         reader.cancel()
 
