@@ -3,9 +3,11 @@ VENV := .venv
 PYTHON ?= python3
 PROMPT ?= What is the capital of France?
 PORT ?= 8080
+SECONDS ?= 600
+export PROMPT
 IN := $(VENV)/bin/
 
-.PHONY: help setup demo stop test fast bench lock clean
+.PHONY: help setup demo stop test fast bench chaos lock clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -17,7 +19,7 @@ $(VENV)/.complete: packaging/requirements-dev.lock packaging/setup.sh
 	@PYTHON=$(PYTHON) packaging/setup.sh $(VENV)
 
 demo: setup      ## a real vLLM with a small model on this CPU: make demo PROMPT="…" [PORT=8080]
-	@$(IN)python packaging/demo/demo.py --port $(PORT) chat "$(PROMPT)"
+	@$(IN)python packaging/demo/demo.py --port $(PORT) chat "$$PROMPT"
 
 stop: setup      ## end the demo
 	@$(IN)python packaging/demo/demo.py stop
@@ -31,6 +33,9 @@ fast: setup      ## the tests that need no real vLLM
 
 bench: setup     ## what the relay costs
 	@$(IN)python tests/bench/relay.py
+
+chaos: setup     ## faults without end on the fake engine: make chaos SECONDS=600 [SEED=…]
+	@$(IN)python tests/chaos.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 lock: setup      ## renew the lock files after a change of the dependencies
 	@packaging/lock.sh $(IN)uv

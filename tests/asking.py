@@ -95,12 +95,15 @@ class Exchange:
         """Reads the head, unless that has happened."""
         if not self.status:
             async with asyncio.timeout(DEADLINE_S):
-                head = await self._reader.readuntil(b"\r\n\r\n")
-            first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
-            self.status = int(first.split(" ")[1])
-            pairs = (line.partition(":") for line in lines)
-            self.headers = [(name.lower(), value.strip()) for name, _, value in pairs]
+                await self._read_head()
         return self
+
+    async def _read_head(self) -> None:
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+        self.status = int(first.split(" ")[1])
+        pairs = (line.partition(":") for line in lines)
+        self.headers = [(name.lower(), value.strip()) for name, _, value in pairs]
 
     async def until(self, part: bytes, times: int = 1) -> "Exchange":
         """Reads on until the body holds `part`, so many times."""
@@ -115,13 +118,20 @@ class Exchange:
     async def end(self) -> "Exchange":
         """Reads on until nothing more comes."""
         async with asyncio.timeout(DEADLINE_S):
-            try:
-                await self.head()
-                while not self.whole and not self.cut:
-                    await self._more()
-            except (asyncio.IncompleteReadError, ConnectionError):
-                self.cut = True
+            async for _ in self.pieces():
+                pass
         return self
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """What comes from now on, as it comes, until nothing more does; without a deadline."""
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            if not self.status:
+                await self._read_head()
+            while not self.whole and not self.cut:
+                had = len(self.body)
+                await self._more()
+                yield self.body[had:]
+        self.cut = not self.whole
 
     async def leave(self) -> None:
         """Hangs up."""

@@ -54,6 +54,7 @@ class Daemon:
 
     Args:
         loop: `uvloop` or `asyncio`.
+        launcher: other arguments for Python than `loop` means.
         environ: variables beside the usual ones.
         sections: tables of the configuration, over `QUICK`; `models` replaces the model `tiny`.
         args: flags of the model `tiny`.
@@ -64,6 +65,7 @@ class Daemon:
         self,
         *,
         loop: str = "uvloop",
+        launcher: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         args: Mapping[str, Any] | None = None,
         knobs: Mapping[str, Any] | None = None,
@@ -72,6 +74,7 @@ class Daemon:
         self.folder = Path(tempfile.mkdtemp(prefix="vd", dir="/tmp"))
         self.folder.chmod(0o755)
         self.loop = loop
+        self._launcher = launcher
         self.port = free_port()
         self.socket = self.folder / "d.sock"
         self.process: subprocess.Popen[bytes] | None = None
@@ -216,7 +219,7 @@ class Daemon:
 
     def launch(self, *before: str, pass_fds: Sequence[int] = ()) -> None:
         """Starts the process and waits for nothing."""
-        argv = [*before, sys.executable, *LAUNCHERS[self.loop], "--config", str(self.config)]
+        argv = [*before, sys.executable, *(self._launcher or LAUNCHERS[self.loop]), "--config", str(self.config)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 argv,

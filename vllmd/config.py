@@ -26,8 +26,12 @@ RESERVED_FLAGS = {
     "api-key": "vllmd guards the door itself",
     "served-model-name": "the table's own name is what the model is served as",
     "model": "write it as `model = …` beside `args`",
+    "config": "write vLLM's flags into `args`",
 }
-"""Flags of `vllm serve` that would break a promise of vllmd's, and why."""
+"""Flags of `vllm serve` that would break a promise of vllmd's, and why. vLLM takes abbreviations of them as well."""
+
+RESERVED_VARIABLES = {"VLLM_API_KEY": "vllmd guards the door itself, and its health checks would be refused"}
+"""The same for the engine's environment."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Listen:
     tcp: str = option("127.0.0.1:8080", "TCP address; empty: none")
     unix: str = option("", "Unix socket; empty: /run/vllmd/vllmd.sock, for a user $XDG_RUNTIME_DIR/vllmd/vllmd.sock")
     unix_mode: str = option("0660", "permissions of the Unix socket, octal")
+    hosts: tuple[str, ...] = option((), "names beside localhost under which browsers may come in by TCP")
     unix_group: str = option("", "group of the Unix socket; empty: the daemon's own")
 
 
@@ -150,6 +155,11 @@ class Config:
         return next(name for name, model in self.models.items() if model.default)
 
 
+_PATH_STARTS = ("/", "./", "../", "~")
+"""How a directory begins, where a name on the hub could be meant as well."""
+
+_NO_FILE = "name another with --config; the shipped etc/vllmd/vllmd.toml shows every key"
+
 SECTIONS: dict[str, type[Any]] = {
     "listen": Listen,
     "paths": Paths,
@@ -174,7 +184,7 @@ def load(path: Path) -> Config:
     try:
         return parse(tomli.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror}"]) from None
+        raise ConfigError([f"{path}: {error.strerror or error}"], _NO_FILE) from None
     except (ValueError, RecursionError) as error:  # also: not UTF-8, numbers too long, nested too deeply
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
     except ConfigError as error:
@@ -219,16 +229,31 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         problems.append(Problem(path, "a model needs a name"))
     if not model.model:
         problems.append(Problem(join(path, "model"), "missing: a Hugging Face name or a directory"))
-    elif model.model.startswith(("/", "./", "~")) and not os.path.isdir(os.path.expanduser(model.model)):
+    elif model.model.startswith(_PATH_STARTS) and not os.path.isdir(os.path.expanduser(model.model)):
         problems.append(Problem(join(path, "model"), f"the directory {model.model} does not exist or is out of reach"))
-    for flag in model.args:
-        reason = RESERVED_FLAGS.get(flag.replace("_", "-").lstrip("-"))
-        if reason:
-            problems.append(Problem(join(path, f"args.{flag}"), f"not to be set here: {reason}"))
-    for variable, value in model.env.items():
-        if not isinstance(value, str):
-            problems.append(Problem(join(path, f"env.{variable}"), f"expected a string, found {value!r}"))
+    problems += [
+        Problem(join(path, f"args.{flag}"), f"not to be set here: {reason}")
+        for flag in model.args
+        if (reason := _reserved(flag))
+    ]
+    problems += [
+        Problem(join(path, f"env.{variable}"), complaint)
+        for variable, value in model.env.items()
+        if (complaint := _variable_complaint(variable, value))
+    ]
     return problems
+
+
+def _variable_complaint(variable: str, value: object) -> str:
+    if not isinstance(value, str):
+        return f"expected a string, found {value!r}"
+    return f"not to be set here: {RESERVED_VARIABLES[variable]}" if variable in RESERVED_VARIABLES else ""
+
+
+def _reserved(flag: str) -> str:
+    """Why `flag`, or the flag that it abbreviates, is not the administrator's to set; empty if it is."""
+    name = flag.partition("=")[0].replace("_", "-").strip("-")
+    return next((reason for reserved, reason in RESERVED_FLAGS.items() if name and reserved.startswith(name)), "")
 
 
 def _with_default(models: dict[str, Model], problems: list[Problem]) -> dict[str, Model]:
@@ -281,7 +306,23 @@ def locate(config: Config, environ: Mapping[str, str], uid: int) -> Config:
         cache=config.paths.cache or _given(environ, "CACHE_DIRECTORY") or _own(environ, uid, "CACHE"),
     )
     unix = config.listen.unix or str(address.default_socket(environ, uid))
-    return replace(config, paths=paths, listen=replace(config.listen, unix=unix))
+    return replace(
+        config,
+        paths=Paths(*map(_absolute, (paths.state, paths.runtime, paths.cache))),
+        listen=replace(config.listen, unix=unix),
+        environment=replace(config.environment, path=_absolute(config.environment.path)),
+        models={name: replace(model, model=_source(model.model)) for name, model in config.models.items()},
+    )
+
+
+def _absolute(path: str) -> str:
+    """A path as it reads where vllmd was started; engines run elsewhere."""
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
+
+
+def _source(model: str) -> str:
+    """What vLLM loads, with a directory's path made absolute; `organisation/name` is none."""
+    return _absolute(model) if model.startswith(_PATH_STARTS) else model
 
 
 def _given(environ: Mapping[str, str], name: str) -> str:

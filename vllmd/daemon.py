@@ -16,7 +16,8 @@ from vllmd import __version__
 from vllmd.config import Config, load, locate
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
-from vllmd.engine.generation import Plan, claimed
+from vllmd.engine.plan import Plan
+from vllmd.engine.runtime import exclusive
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
 from vllmd.lifecycle import Load
@@ -30,6 +31,9 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("/etc/vllmd/vllmd.toml")
+
+STATUS_INTERVAL_S = 5.0
+SETTLED_S = 60.0
 
 CUT_SHORT_S = 5.0
 """Seconds that clients whose calls were cut short get to take the error."""
@@ -114,12 +118,12 @@ async def serve(config: Config) -> None:
     """Runs the daemon until SIGTERM or SIGINT, then ends every stream and every engine in order.
 
     Raises:
-        AddressError: a door cannot be opened, or the directory of the engines' sockets cannot be used.
+        AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
     feed, calls = Feed(), Calls()
     with (
         Notifier() as notifier,
-        claimed(Path(config.paths.runtime)),
+        exclusive(Path(config.paths.runtime)),
         listening(config.listen, os.environ) as sockets,
         _signals() as signals,
     ):
@@ -182,10 +186,17 @@ async def _tell_systemd(notifier: Notifier, supervisor: Supervisor, feed: Feed) 
     """READY=1 with the first token of the default model, and a STATUS= line for every change."""
     while True:
         status = supervisor.status
-        notifier.status(f"{status.name}: {status.summary}")
+        notifier.status(f"{status.name}: {status.sentence()}")
         if supervisor.client is not None:
             notifier.ready()
-        await feed.after(feed.last)
+        elif not status.is_passing:
+            # Unloaded, or given up: the daemon stays and says why, though systemd still waits for the first token.
+            notifier.extend(SETTLED_S)
+        # What passes is told again now and then, since its age or what is left of it changes.
+        with suppress(TimeoutError):
+            is_settled = status.state == "ready" and not notifier.is_behind
+            async with asyncio.timeout(None if is_settled else STATUS_INTERVAL_S):
+                await feed.after(feed.last)
 
 
 async def _feed_watchdog(notifier: Notifier) -> None:

@@ -16,8 +16,11 @@ VllmdError
 ├── EngineError              the engine did something wrong
 │   ├── EngineUnreachable    nothing came back: the request may be sent again
 │   │   └── EngineRefused    it was not even sent
+│   ├── EngineSaid           the engine's own error, to be passed on as it is
 │   ├── StreamBroken         the answer began and did not end as it should
 │   └── ProbeFailed          a health check without a token
+│       ├── NotListening     nobody took the connection
+│       └── CertainFailure   a second check would find the same
 ├── InstallError             the engine's environment could not be built
 └── DaemonUnreachable        vllmctl found nobody at the address
 
@@ -25,8 +28,10 @@ A message says what happened; a hint says what to do about it. Both are shown to
 traceback. `OUTCOMES` is the only place that maps an error to an HTTP status, an OpenAI error type and an exit status.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 
 class ExitStatus(IntEnum):
@@ -60,11 +65,11 @@ class ConfigError(VllmdError):
     """The configuration cannot be used.
 
     Args:
-        problems: one finished sentence each, in the order in which they stand in the file.
+        problems: one finished sentence each.
     """
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems), hint="mend the lines above; nothing was started or changed")
+    def __init__(self, problems: list[str], hint: str = "mend the lines above; nothing was started or changed") -> None:
+        super().__init__("\n".join(problems), hint)
         self.problems = problems
 
 
@@ -140,12 +145,32 @@ class EngineRefused(EngineUnreachable):
     """The engine took no connection, so that the request was not even sent."""
 
 
+class EngineSaid(EngineError):
+    """The engine's own error, to be passed on as it is.
+
+    Args:
+        body: the engine's error body; None if it said nothing more.
+    """
+
+    def __init__(self, message: str, hint: str = "", body: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, hint)
+        self.body = body
+
+
 class StreamBroken(EngineError):
     """The engine's answer began and did not end as an answer should."""
 
 
 class ProbeFailed(EngineError):
     """A health check that brought no token."""
+
+
+class NotListening(ProbeFailed):
+    """The engine takes no connections: it has not started yet, or is gone."""
+
+
+class CertainFailure(ProbeFailed):
+    """A failed check after which no second one is needed: the engine hangs, or refuses what every check asks."""
 
 
 class InstallError(VllmdError):

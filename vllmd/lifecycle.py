@@ -40,11 +40,14 @@ class Policy:
 
     probe_interval_s: float = option(30.0, "seconds between two health checks of a ready engine", minimum=0.05)
     probe_timeout_s: float = option(20.0, "seconds a health check may take to bring its token", minimum=0.05)
+    stall_s: float = option(
+        60.0, "seconds an engine may work without showing a token until it counts as hung", minimum=0.05
+    )
     failure_threshold: int = option(3, "failed health checks in a row until the engine is replaced", minimum=1)
     startup_stall_s: float = option(300.0, "seconds a start may go without any sign of progress", minimum=0.1)
     stop_timeout_s: float = option(20.0, "seconds an engine may take to end before it is killed", minimum=0.05)
     stable_after_s: float = option(120.0, "seconds an engine must stay ready until its crashes are forgiven", minimum=0)
-    restart_limit: int = option(5, "crashes in a row after which vllmd gives up (0: never restart)", minimum=0)
+    restart_limit: int = option(5, "restarts in a row without lasting success until vllmd gives up", minimum=0)
     backoff_initial_s: float = option(1.0, "seconds before the first restart; doubles with every crash", minimum=0)
     backoff_max_s: float = option(60.0, "the longest pause before a restart, in seconds", minimum=0)
 
@@ -79,7 +82,7 @@ class Engine:
         generation: how many processes were started; the current one bears this number.
         crashes: failures in a row that are not forgiven yet.
         restarts: restarts after a failure since the daemon began; an operator's are not counted.
-        probe_failures: failed probes in a row.
+        probe_failures: failed probes in a row; of a starting engine, those that it took.
         after_stop: where STOPPING leads.
         verdict: why the engine last failed.
     """
@@ -128,10 +131,17 @@ class ProbeOk:
 
 @dataclass(frozen=True)
 class ProbeFailed:
-    """No token came out of the engine."""
+    """No token came out of the engine.
+
+    Args:
+        listens: whether it took the question; an engine does not before its start is over.
+        certain: whether no further check is needed to call it hung.
+    """
 
     epoch: int
     reason: str
+    listens: bool = False
+    certain: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,13 @@ class Terminate:
 
 @dataclass(frozen=True)
 class Kill:
-    """End the engine and all its descendants at once."""
+    """End the engine and all its descendants at once.
+
+    Args:
+        examine: look at it first, since it is sick and nobody knows why.
+    """
+
+    examine: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,10 +198,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class SetTimer:
-    """Report `TimerFired` in `seconds`, unless the state changes or the same timer is set anew before."""
+    """Report `TimerFired` in `seconds`, unless the state changes or the same timer is set anew before.
+
+    Args:
+        jitter: up to this part of `seconds` is added by chance, so that engines do not restart in step.
+    """
 
     timer: Timer
     seconds: float
+    jitter: float = 0.0
 
 
 Effect = Spawn | Terminate | Kill | Probe | SetTimer

@@ -2,12 +2,16 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Mapping
 from typing import Self
 
 from sdnotify import SystemdNotifier
 
 log = logging.getLogger(__name__)
+
+UNSAID = 100
+"""Words that wait for a manager that does not read; the oldest make way."""
 
 
 class Notifier:
@@ -21,6 +25,12 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._notifier = _connect() if environ.get("NOTIFY_SOCKET") else None
         self._watchdog_usec = _watchdog_usec(environ)
+        self._unsaid: deque[str] = deque(maxlen=UNSAID)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether words are left for which there was no room; the next one that is said takes them along."""
+        return bool(self._unsaid)
 
     @property
     def watchdog_interval_s(self) -> float | None:
@@ -56,18 +66,23 @@ class Notifier:
             self._notifier = None
 
     def _say(self, state: str) -> None:
-        if self._notifier is None:
-            return
-        try:
-            # systemd reads UTF-8, and SystemdNotifier writes Latin-1: so each byte goes as the character of its number.
-            self._notifier.notify(state.encode(errors="replace").decode("latin-1"))
-        except OSError as error:
-            log.warning("systemd did not take %s: %s", state.partition("=")[0], error)
+        self._unsaid.append(state)
+        while self._notifier is not None and self._unsaid:
+            try:
+                # systemd reads UTF-8, SystemdNotifier writes Latin-1: so each byte goes as the character of its number.
+                self._notifier.notify(self._unsaid[0].encode(errors="replace").decode("latin-1"))
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("systemd did not take %s: %s", self._unsaid[0].partition("=")[0], error)
+            self._unsaid.popleft()
 
 
 def _connect() -> SystemdNotifier | None:
     try:
-        return SystemdNotifier(debug=True)
+        notifier = SystemdNotifier(debug=True)
+        notifier.socket.setblocking(False)  # a manager that is busy must not stop the event loop
+        return notifier  # noqa: TRY300 (what is between can fail as well)
     except OSError as error:
         log.warning("systemd cannot be told anything: NOTIFY_SOCKET: %s", error)
         return None

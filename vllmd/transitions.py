@@ -15,7 +15,8 @@ Forgiveness.  A crash is forgotten only after READY has lasted for `stable_after
 first request therefore runs out of restarts instead of restarting for ever. An operator's restart is no crash.
 
 Stall.  A start may take as long as it likes while something moves. Only `startup_stall_s` without a sign of progress
-makes it a failure.
+makes it a failure. An engine that takes a health check and brings no token has come to the end of its start, and does
+not move any more: else the lines that it writes about each check would keep it starting for ever.
 """
 
 from collections.abc import Callable
@@ -48,6 +49,12 @@ Step = tuple[Engine, tuple[Effect, ...]]
 
 STARTUP_PROBE_INTERVAL_S = 0.2
 """A starting engine refuses connections until it is ready, so asking often is cheap."""
+
+
+_REFUSES = "vllmd serves models that complete or embed text, and needs vLLM's own doors to do so: see `args` and `env`"
+
+BACKOFF_JITTER = 0.25
+"""Up to a quarter is added to a back-off."""
 
 
 # ── moves that several rows share ──
@@ -85,14 +92,14 @@ def _rest(engine: Engine, policy: Policy) -> Step:
     if engine.after_stop is State.STARTING:
         return _spawn(engine, policy)
     if engine.after_stop is State.BACKOFF:
-        pause = SetTimer(Timer.BACKOFF, policy.backoff_s(engine.crashes))
+        pause = SetTimer(Timer.BACKOFF, policy.backoff_s(engine.crashes), BACKOFF_JITTER)
         return replace(engine, state=State.BACKOFF), (pause,)
     return replace(engine, state=engine.after_stop), ()
 
 
 def _replace_sick(engine: Engine, verdict: Verdict, policy: Policy) -> Step:
     blamed = _blame(engine, verdict, policy)
-    return _stop(blamed, Kill(), blamed.after_stop, policy)
+    return _stop(blamed, Kill(examine=True), blamed.after_stop, policy)
 
 
 # ── the rows ──
@@ -132,6 +139,9 @@ def _exited_as_asked(engine: Engine, event: Event, policy: Policy) -> Step:
 
 
 def _moved(engine: Engine, event: Event, policy: Policy) -> Step:
+    """What it prints after it has taken a question is about our questions, and no progress."""
+    if engine.probe_failures:
+        return engine, ()
     return engine, (SetTimer(Timer.STALL, policy.startup_stall_s),)
 
 
@@ -145,7 +155,11 @@ def _stalled(engine: Engine, event: Event, policy: Policy) -> Step:
 
 
 def _not_yet(engine: Engine, event: Event, policy: Policy) -> Step:
-    return engine, (Probe(STARTUP_PROBE_INTERVAL_S),)
+    assert isinstance(event, ProbeFailed)
+    if event.certain:
+        return _replace_sick(engine, Verdict("no answers", event.reason, _REFUSES, permanent=True), policy)
+    asked = replace(engine, probe_failures=engine.probe_failures + event.listens)
+    return asked, (Probe(STARTUP_PROBE_INTERVAL_S),)
 
 
 def _became_ready(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -160,14 +174,14 @@ def _still_ready(engine: Engine, event: Event, policy: Policy) -> Step:
 def _probe_failed(engine: Engine, event: Event, policy: Policy) -> Step:
     assert isinstance(event, ProbeFailed)
     sick = replace(engine, probe_failures=engine.probe_failures + 1)
-    if sick.probe_failures >= policy.failure_threshold:
+    if event.certain or sick.probe_failures >= policy.failure_threshold:
         return _replace_sick(sick, _no_token(event.reason, sick.probe_failures), policy)
     return replace(sick, state=State.UNHEALTHY), (Probe(min(policy.probe_interval_s, 1.0)),)
 
 
 def _no_token(reason: str, times: int) -> Verdict:
-    often = "once" if times == 1 else f"{times} times in a row"
-    return Verdict("hung", f"the engine failed its health check {often}: {reason}", "it is replaced by a new one")
+    often = "" if times == 1 else f" ({times} health checks in a row)"
+    return Verdict("hung", f"the engine hangs: {reason}{often}", "it is replaced by a new one")
 
 
 def _proved_stable(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -202,7 +216,7 @@ TRANSITIONS: dict[Key, Row] = {
     (State.STOPPED, Restart): Row(_load, (State.STARTING,)),
     (State.STARTING, Progressed): Row(_moved, (State.STARTING,)),
     (State.STARTING, ProbeOk): Row(_became_ready, (State.READY,)),
-    (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING,)),
+    (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING, State.STOPPING)),
     (State.STARTING, Timer.STALL): Row(_stalled, (State.STOPPING,)),
     (State.STARTING, Exited): Row(_exited, _AFTER_CRASH),
     (State.STARTING, Unload): Row(_unload_alive, (State.STOPPING,)),

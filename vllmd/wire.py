@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from vllmd.errors import EngineError, RequestError, VllmdError, outcome_of
+from vllmd.errors import EngineError, EngineSaid, RequestError, VllmdError, outcome_of
 from vllmd.settings import Problem, option, read
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ class ModelStatus:
         default: whether it serves requests that name no model.
         phase: what a starting engine is doing; None otherwise.
         percent: how far the phase is, 0 to 100, where vLLM says so.
+        eta_s: seconds until the first token, judged by an earlier start; None where there was none.
         since: when the state began, Unix seconds.
         pid: the process vllmd watches; None when there is none.
         generation: how many engines were started.
@@ -53,6 +54,7 @@ class ModelStatus:
     default: bool = False
     phase: str | None = None
     percent: int | None = None
+    eta_s: float | None = None
     since: float = 0.0
     pid: int | None = None
     generation: int = 0
@@ -66,18 +68,32 @@ class ModelStatus:
     @property
     def summary(self) -> str:
         """State, phase and reason in a few words, such as `starting, loading weights 43 %`."""
-        if self.state == "failed":
-            return f"failed: {self.reason}"
+        if self.state in ("failed", "backoff", "unhealthy") and self.reason:
+            return f"{self.state}: {self.reason}"
         if self.state != "starting" or not self.phase:
             return self.state
         return f"starting, {self.phase}" + ("" if self.percent is None else f" {self.percent} %")
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether the state ends by itself, so that its age is worth telling."""
+        return self.state not in ("ready", "stopped", "failed")
+
     def sentence(self, now: float | None = None) -> str:
-        """The summary, with the age of a state that will pass: `starting, loading weights 43 %, 41 s`."""
-        if self.state in ("ready", "stopped", "failed"):
+        """The summary, with what is left of a state that will pass, or its age: `starting, compiling, 41 s`."""
+        if not self.is_passing:
             return self.summary
+        if self.eta_s is not None:
+            return f"{self.summary}, {_about(self.eta_s)} left"
         age_s = max(0.0, (time.time() if now is None else now) - self.since)
         return f"{self.summary}, {age_s:.0f} s"
+
+
+def _about(seconds: float) -> str:
+    """A duration as a guess is told: `about 40 s`, `about 3 min`, `a few seconds`."""
+    if seconds < 5:
+        return "a few seconds"
+    return f"about {5 * round(seconds / 5)} s" if seconds < 90 else f"about {round(seconds / 60)} min"
 
 
 @dataclass(frozen=True)
@@ -160,7 +176,8 @@ def read_prompt(body: object) -> PromptRequest:
     problems: list[Problem] = []
     request = read(PromptRequest, table, "", problems)
     for problem in problems:
-        raise RequestError(str(problem), "see the list of fields in the manual", param=problem.place)
+        known = ", ".join(each.name for each in fields(PromptRequest))
+        raise RequestError(str(problem), f"the fields are {known}", param=problem.place)
     if not request.prompt.strip():
         said = "prompt: it is empty" if "prompt" in table else "prompt: missing"
         raise RequestError(said, 'send {"prompt": "your question"}', param="prompt")
@@ -185,6 +202,8 @@ def read_workflow_run(body: object) -> PromptRequest:
 
 def error_body(error: VllmdError) -> dict[str, Any]:
     """An error as clients of OpenAI's API expect it, with whose it is and what to do about it."""
+    if isinstance(error, EngineSaid) and error.body is not None:
+        return dict(error.body)
     outcome = outcome_of(error)
     param = error.param if isinstance(error, RequestError) else None
     body = {

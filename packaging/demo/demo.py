@@ -19,7 +19,7 @@ from prepare import ENGINE, MODEL, prepare
 from vllmd.address import UnixAddress
 from vllmd.ctl.client import Client
 from vllmd.ctl.wait import watch
-from vllmd.engine.generation import make_private
+from vllmd.engine.runtime import make_private
 from vllmd.errors import DaemonUnreachable, VllmdError
 from vllmd.wire import ModelStatus
 

@@ -14,8 +14,9 @@ from fake_engine.running import Fake, running
 from waiting import until
 
 from vllmd.engine.client import EngineClient
-from vllmd.engine.probe import probe
-from vllmd.errors import EngineRefused, EngineUnreachable, ProbeFailed, StreamBroken
+from vllmd.engine.probe import FRESH_S, probe
+from vllmd.errors import CertainFailure, EngineRefused, EngineUnreachable, ProbeFailed, StreamBroken
+from vllmd.lifecycle import Policy
 
 MODEL = "smollm2"
 PATIENCE_S = 20.0
@@ -27,6 +28,11 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="vp", dir="/tmp"))
     yield path
     shutil.rmtree(path)
+
+
+async def check(client: EngineClient, patience_s: float) -> None:
+    """One health check that is as patient with a busy engine as with an idle one."""
+    await probe(client, MODEL, Policy(probe_timeout_s=patience_s, stall_s=patience_s))
 
 
 @asynccontextmanager
@@ -41,7 +47,7 @@ def body(**more: Any) -> bytes:
 
 async def test_one_token_is_enough(folder: Path) -> None:
     async with engine(folder) as (fake, client):
-        await probe(client, MODEL, PATIENCE_S)
+        await check(client, PATIENCE_S)
         (asked,) = fake.journal("request")
         assert asked["body"]["max_tokens"] == 1
         assert asked["path"] == "/v1/completions"
@@ -50,7 +56,7 @@ async def test_one_token_is_enough(folder: Path) -> None:
 @pytest.mark.parametrize("knobs", [{"tokens": 0}, {"eos": 1, "tokens": 0}, {"text": "é", "split": "bytes"}])
 async def test_a_token_without_text_is_a_token(folder: Path, knobs: dict[str, Any]) -> None:
     async with engine(folder, **knobs) as (_, client):
-        await probe(client, MODEL, PATIENCE_S)
+        await check(client, PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,7 @@ async def test_a_token_without_text_is_a_token(folder: Path, knobs: dict[str, An
 async def test_no_token_is_a_failure_with_its_reason(folder: Path, knobs: dict[str, Any], reason: str) -> None:
     async with engine(folder, **knobs) as (_, client):
         with pytest.raises(ProbeFailed, match=reason):
-            await probe(client, MODEL, PATIENCE_S)
+            await check(client, PATIENCE_S)
 
 
 @pytest.mark.parametrize("fault", ["hang", "stall"])
@@ -73,22 +79,22 @@ async def test_silence_is_a_failure(folder: Path, fault: str) -> None:
     async with engine(folder) as (fake, client):
         fake.control(fault=fault)
         with pytest.raises(ProbeFailed, match=r"no token within 0\.3 s"):
-            await probe(client, MODEL, 0.3)
+            await check(client, 0.3)
         await until(lambda: fake.journal("end"), "the probe to be called off in the engine")
         fake.control()
-        await probe(client, MODEL, PATIENCE_S)
+        await check(client, PATIENCE_S)
 
 
 async def test_an_unknown_model_is_a_failure(folder: Path) -> None:
     async with engine(folder) as (_, client):
         with pytest.raises(ProbeFailed, match="404"):
-            await probe(client, "other", PATIENCE_S)
+            await probe(client, "other", Policy())
 
 
 async def test_nobody_there_is_a_failure(folder: Path) -> None:
     async with EngineClient(folder / "nobody") as client:
         with pytest.raises(ProbeFailed, match="takes no connections"):
-            await probe(client, MODEL, PATIENCE_S)
+            await check(client, PATIENCE_S)
 
 
 async def test_a_client_that_is_closed_takes_no_more_requests(folder: Path) -> None:
@@ -110,10 +116,12 @@ async def test_tokens_for_others_are_a_proof_where_the_engine_is_full(folder: Pa
 
         reader = asyncio.create_task(read())
         await until(lambda: fake.journal("request"), "the engine to be full")
-        await probe(client, MODEL, 0.4)
+        await check(client, 0.4)
         fake.control(fault="hang")
-        with pytest.raises(ProbeFailed, match="no token within"):
-            await probe(client, MODEL, 0.4)
+        now = asyncio.get_running_loop().time
+        await until(lambda: now() - client.proved_at > 2 * FRESH_S, "the last token to be no proof for now")
+        with pytest.raises(CertainFailure, match="no token has come for"):
+            await check(client, 0.4)
         reader.cancel()
 
 
@@ -124,7 +132,7 @@ async def test_what_came_before_the_probe_proves_nothing(folder: Path) -> None:
                 pass
         fake.control(fault="hang")
         with pytest.raises(ProbeFailed):
-            await probe(client, MODEL, 0.3)
+            await check(client, 0.3)
 
 
 async def test_how_an_answer_is_cut_is_told(folder: Path) -> None:

@@ -270,6 +270,15 @@ async def test_kill_9_of_the_guard_ends_the_engine() -> None:
         assert not any(map(alive, below))
 
 
+async def test_a_guard_that_somebody_has_stopped_still_kills() -> None:
+    async with spawned("say('up')" + FOREVER) as (process, lines):
+        await until(lambda: lines, "the engine")
+        os.kill(process.pid, signal.SIGSTOP)
+        process.kill()
+        async with asyncio.timeout(DIES_WITHIN_S):
+            assert await process.wait() == Exit(None, 9)
+
+
 async def test_kill_9_of_the_guard_during_a_fork_storm() -> None:
     comet = (
         "end = time.monotonic() + 20\nwhile time.monotonic() < end:\n os.setsid() if os.fork() == 0 else os._exit(0)"

@@ -178,6 +178,9 @@ class Engine:
     def _core_died(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.waitpid(self._tree.core, 0)
+        if self._server is None:
+            startup.say(startup.CORE_FAILED)
+            self._die("1")
         self._finish(self._mourn())
 
     async def _mourn(self) -> None:

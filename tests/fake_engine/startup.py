@@ -36,6 +36,7 @@ INFO:     Started server process [{api}]
 INFO:     Waiting for application startup.
 """
 READY = "INFO:     Application startup complete.\n"
+CORE_FAILED = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
 SHUTDOWN = """\
 (APIServer pid={api}) INFO {now} [launcher.py:304] [shutdown] API server: shutting down FastAPI HTTP server
 INFO:     Shutting down

@@ -42,13 +42,6 @@ def test_the_command() -> None:
     ]
 
 
-def test_a_directory_in_somebodys_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert argv(Model("~/models/m"))[3] == "/home/ada/models/m"
-    assert argv(Model("/models/~m"))[3] == "/models/~m"
-    assert argv(Model("./m"))[3] == "./m"
-
-
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -94,8 +87,12 @@ def test_places_are_the_generations_own_or_kept_in_the_cache() -> None:
         "VLLM_CACHE_ROOT": "/cache/vllm",
         "TRITON_CACHE_DIR": "/cache/triton",
         "TORCHINDUCTOR_CACHE_DIR": "/cache/inductor",
-        "HF_HOME": "/cache/huggingface",
     }
+
+
+def test_a_service_keeps_its_models_in_its_own_cache() -> None:
+    assert surroundings({"CACHE_DIRECTORY": "/cache"})["HF_HOME"] == "/cache/huggingface"
+    assert surroundings({"CACHE_DIRECTORY": "/cache", "HF_HOME": "/srv/hf"})["HF_HOME"] == "/srv/hf"
 
 
 def test_there_is_always_a_path() -> None:

@@ -60,7 +60,12 @@ def test_values_arrive_in_their_types() -> None:
 
 
 def test_every_default_can_be_written_out() -> None:
-    table = {name: {each.name: getattr(cls(), each.name) for each in fields(cls)} for name, cls in SECTIONS.items()}
+    def written(value: object) -> object:
+        return list(value) if isinstance(value, tuple) else value  # TOML has lists
+
+    table = {
+        name: {each.name: written(getattr(cls(), each.name)) for each in fields(cls)} for name, cls in SECTIONS.items()
+    }
     assert parse(table) == Config()
 
 
@@ -231,8 +236,35 @@ def test_doors_that_cannot_be_opened(listen: Mapping[str, str], said: str) -> No
         {"unix_mode": "666"},
     ],
 )
-def test_doors_that_can_be_opened(listen: Mapping[str, str]) -> None:
+def test_doors_that_can_be_opened(listen: Mapping[str, Any]) -> None:
     assert parse({"listen": listen}).listen == replace(Config().listen, **listen)
+
+
+def test_paths_read_as_they_do_where_vllmd_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An engine runs in a directory of its own, where a relative path would mean another place."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    table = {
+        "paths": {"state": "st", "runtime": "~/run"},
+        "environment": {"path": "venv"},
+        "models": {"a": {"model": "./m", "default": True}, "b": {"model": "organisation/name"}},
+    }
+    found = locate(parse(table), {"HOME": "/home/ada"}, 1000)
+    assert (found.paths.state, found.paths.runtime) == (str(tmp_path / "st"), "/home/ada/run")
+    assert found.environment.path == str(tmp_path / "venv")
+    assert [each.model for each in found.models.values()] == [str(tmp_path / "m"), "organisation/name"]
+
+
+@pytest.mark.parametrize("flag", ["served-model", "served_model_name", "--uds", "uds=/tmp/x", "conf", "p"])
+def test_abbreviations_of_reserved_flags_are_reserved(flag: str) -> None:
+    with pytest.raises(ConfigError, match="not to be set here"):
+        parse({"models": {"m": {"model": "o/m", "args": {flag: True}}}})
+
+
+def test_a_variable_that_would_lock_vllmd_out_is_reserved() -> None:
+    with pytest.raises(ConfigError, match="VLLM_API_KEY: not to be set here"):
+        parse({"models": {"m": {"model": "o/m", "env": {"VLLM_API_KEY": "secret"}}}})
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -99,6 +99,7 @@ def possible(world: World) -> Iterator[Event]:
     yield from (TimerFired(engine.epoch, timer) for timer in sorted(world.timers))
     if world.probing:
         yield from (ProbeOk(engine.epoch), ProbeFailed(engine.epoch, "silence"))
+        yield ProbeFailed(engine.epoch, "refused", listens=True, certain=True)
     if engine.state is State.STARTING:
         yield Progressed(engine.epoch)
     if world.alive:
@@ -230,7 +231,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.sampled_from([Load(), Unload(), Restart()]),
     st.builds(Progressed, EPOCHS),
     st.builds(ProbeOk, EPOCHS),
-    st.builds(ProbeFailed, EPOCHS, st.text(max_size=5)),
+    st.builds(ProbeFailed, EPOCHS, st.text(max_size=5), st.booleans(), st.booleans()),
     st.builds(TimerFired, EPOCHS, st.sampled_from(Timer)),
     st.builds(Exited, EPOCHS, VERDICTS),
 )

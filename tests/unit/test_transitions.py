@@ -25,7 +25,7 @@ from vllmd.lifecycle import (
     Unload,
     Verdict,
 )
-from vllmd.transitions import STARTUP_PROBE_INTERVAL_S, step
+from vllmd.transitions import BACKOFF_JITTER, STARTUP_PROBE_INTERVAL_S, step
 
 Happening = Callable[[Engine], Event]
 """What happens to an engine; the event bears the epoch or generation that is current then."""
@@ -68,6 +68,10 @@ def no_token(engine: Engine) -> Event:
     return ProbeFailed(engine.epoch, "silence")
 
 
+def no_answer(engine: Engine) -> Event:
+    return ProbeFailed(engine.epoch, "HTTP 500", listens=True)
+
+
 def end(engine: Engine) -> Event:
     return Exited(engine.generation, CRASH)
 
@@ -107,10 +111,11 @@ def spawned(generation: int) -> tuple[State, tuple[Effect, ...]]:
 
 
 def backed_off(seconds: float) -> tuple[State, tuple[Effect, ...]]:
-    return State.BACKOFF, (SetTimer(Timer.BACKOFF, seconds),)
+    return State.BACKOFF, (SetTimer(Timer.BACKOFF, seconds, BACKOFF_JITTER),)
 
 
 KILLED: tuple[State, tuple[Effect, ...]] = (State.STOPPING, (Kill(), SetTimer(Timer.STOP, 20)))
+REPLACED: tuple[State, tuple[Effect, ...]] = (State.STOPPING, (Kill(examine=True), SetTimer(Timer.STOP, 20)))
 ASKED_TO_END: tuple[State, tuple[Effect, ...]] = (State.STOPPING, (Terminate(), SetTimer(Timer.STOP, 20)))
 BECAME_READY: tuple[State, tuple[Effect, ...]] = (State.READY, (SetTimer(Timer.STABLE, 120), Probe(30)))
 NOTHING: tuple[Effect, ...] = ()
@@ -154,7 +159,7 @@ def test_the_pauses_double_up_to_a_limit_and_start_anew_when_forgiven() -> None:
         for state, effects in story(load, end, *crash * 4, *crash[:2], rings(Timer.STABLE), end, policy=patient)
         if state is State.BACKOFF
     ]
-    assert pauses == [(SetTimer(Timer.BACKOFF, seconds),) for seconds in (1, 2, 4, 5, 5, 1)]
+    assert pauses == [(SetTimer(Timer.BACKOFF, seconds, BACKOFF_JITTER),) for seconds in (1, 2, 4, 5, 5, 1)]
 
 
 def test_a_model_that_dies_on_every_first_request_ends_in_failed() -> None:
@@ -246,14 +251,22 @@ def test_an_engine_that_hangs_becomes_unhealthy_and_is_replaced() -> None:
     assert story(load, token, no_token, no_token, no_token, end, rings(Timer.BACKOFF))[2:] == [
         (State.UNHEALTHY, (Probe(1),)),
         (State.UNHEALTHY, (Probe(1),)),
-        KILLED,
+        REPLACED,
         backed_off(1),
         spawned(2),
     ]
     *_, stopping = lives(load, token, no_token, no_token, no_token)
     assert stopping.verdict is not None
     assert stopping.verdict.cause == "hung"
-    assert "3 times in a row: silence" in stopping.verdict.message
+    assert "hangs: silence (3 health checks in a row)" in stopping.verdict.message
+
+
+def test_a_certain_hang_needs_no_second_check() -> None:
+    def certain(engine: Engine) -> ProbeFailed:
+        return ProbeFailed(engine.epoch, "silence", certain=True)
+
+    assert story(load, token, certain, end)[2:] == [REPLACED, backed_off(1)]
+    assert story(load, token, no_token, certain)[-1] == REPLACED
 
 
 def test_an_engine_that_recovers_is_ready_again_and_counts_from_the_beginning() -> None:
@@ -264,10 +277,10 @@ def test_an_engine_that_recovers_is_ready_again_and_counts_from_the_beginning() 
 
 def test_a_threshold_of_one_replaces_at_once() -> None:
     impatient = replace(POLICY, failure_threshold=1)
-    assert story(load, token, no_token, policy=impatient)[-1] == KILLED
+    assert story(load, token, no_token, policy=impatient)[-1] == REPLACED
     verdict = lives(load, token, no_token, policy=impatient)[-1].verdict
     assert verdict is not None
-    assert "failed its health check once: silence" in verdict.message
+    assert "hangs: silence" in verdict.message
 
 
 def test_a_sick_engine_is_not_asked_but_killed() -> None:
@@ -276,8 +289,17 @@ def test_a_sick_engine_is_not_asked_but_killed() -> None:
     assert story(load, token, no_token, restart)[-1] == KILLED
 
 
+def test_a_starting_engine_that_answers_without_a_token_has_stopped_moving() -> None:
+    assert story(load, no_token, progress)[-1] == (State.STARTING, (SetTimer(Timer.STALL, 300),))
+    assert story(load, no_answer, progress)[-1] == (State.STARTING, ())
+    assert story(load, no_answer, end, rings(Timer.BACKOFF), progress)[-1] == (
+        State.STARTING,
+        (SetTimer(Timer.STALL, 300),),
+    )
+
+
 def test_a_start_without_progress_is_ended_and_tried_again() -> None:
-    assert story(load, rings(Timer.STALL), end)[1:] == [KILLED, backed_off(1)]
+    assert story(load, rings(Timer.STALL), end)[1:] == [REPLACED, backed_off(1)]
     stopping = lives(load, rings(Timer.STALL))[-1]
     assert stopping.verdict is not None
     assert (stopping.verdict.cause, stopping.crashes) == ("stalled", 1)

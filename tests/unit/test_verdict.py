@@ -20,6 +20,15 @@ def log_of(recording: str) -> list[str]:
     return re.findall(r"^\[ *[\d.]+\] LOG\| (.*)$", (RECORDINGS / recording).read_text(), re.MULTILINE)
 
 
+def of_recording(recording: str) -> Verdict:
+    """The verdict on an engine of which the recording says how it ended, and whether it had served."""
+    text = (RECORDINGS / recording).read_text()
+    (end,) = re.findall(r"^\[ *[\d.]+\] EXIT status=(\w+) signal=(\w+)$", text, re.MULTILINE)
+    status, number = (None if word == "None" else int(word) for word in end)
+    ready = re.search(r"^\[ *[\d.]+\] READY$", text, re.MULTILINE)
+    return explain(Exit(status, number), log_of(recording), was_ready=bool(ready), asked=False)
+
+
 def at_start(*lines: str, status: int = 1) -> Verdict:
     """The verdict on an engine that never became ready."""
     return explain(Exit(status, None), lines, was_ready=False, asked=False)
@@ -55,12 +64,108 @@ def test_recorded_starts(recording: str, status: int, cause: Cause, named: str, 
     assert verdict.permanent is permanent
 
 
+def test_the_kernels_count_knows_what_the_log_of_a_killed_worker_does_not() -> None:
+    verdict = explain(Exit(1, None), log_of("memory-cgroup-worker.txt"), was_ready=False, asked=False, oom_kills=1)
+    assert verdict.cause is Cause.KILLED_FOR_MEMORY
+    assert "journalctl -k" in verdict.hint
+
+
+def test_the_kernels_count_knows_who_did_not_kill_a_process() -> None:
+    line = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'DP0': -9}"
+    for was_ready in (False, True):
+        verdict = explain(Exit(1, None), [line], was_ready=was_ready, asked=False, oom_kills=0)
+        assert verdict.cause is Cause.KILLED
+        assert "not for want of memory" in verdict.message
+
+
+def test_a_signal_after_a_death_does_not_explain_it() -> None:
+    dead = "(APIServer pid=1) ERROR 11-22 12:20:10 [async_llm.py:906] EngineDeadError: EngineCore encountered an issue."
+    told = "(APIServer pid=1) INFO 11-22 12:20:10 [launcher.py:254] [shutdown] API server: shutdown triggered"
+    assert explain(Exit(0, None), [dead, told], was_ready=True, asked=False).cause is Cause.DIED_SERVING
+    assert explain(Exit(0, None), [told, dead], was_ready=True, asked=False).cause is Cause.KILLED
+
+
+SMALL = "/srv/vllm/models/small"
+
+FAULTS = {
+    "flag-unknown": (Cause.BAD_ARGUMENT, "--no-such-flag", "--help=all", True),
+    "flag-device": (Cause.BAD_ARGUMENT, "--device", "--help=all", True),
+    "flag-choice": (Cause.BAD_ARGUMENT, "--dtype: invalid choice: 'float99'", "--help=all", True),
+    "flag-number": (Cause.BAD_ARGUMENT, "--max-model-len: invalid", "--help=all", True),
+    "flag-json": (Cause.BAD_ARGUMENT, "--compilation-config/-cc: Invalid JSON: key must be", "--help=all", True),
+    "flag-range": (Cause.BAD_ARGUMENT, "1.5 as `gpu_memory_utilization`: Input should be less", "--help=all", True),
+    "flag-quantization": (Cause.BAD_ARGUMENT, "none-such", "--help=all", True),
+    "flag-heads": (Cause.BAD_ARGUMENT, "attention heads (9) must be divisible", "--help=all", True),
+    "flag-template": (Cause.BAD_ARGUMENT, "`chat_template`: ", "--help=all", True),
+    "flag-sleep-mode": (Cause.BAD_ARGUMENT, "Sleep mode is not supported", "--help=all", True),
+    "flag-max-model-len": (Cause.MAX_MODEL_LEN, "99999, but this model goes no further than 8192", "8192", True),
+    "model-path-missing": (Cause.MODEL_NOT_FOUND, "/srv/vllm/models/none", "config.json", True),
+    "model-offline": (Cause.HUB_UNREACHABLE, "acme/absent is not in the local cache", "HF_HUB_OFFLINE", True),
+    "hub-unreachable": (Cause.HUB_UNREACHABLE, "http://127.0.0.1:9", "HF_ENDPOINT", False),
+    "hub-broken": (Cause.HUB_UNREACHABLE, "503 Service Unavailable", "the hub's", False),
+    "hub-gated": (Cause.GATED, "acme/gated", "HF_TOKEN", True),
+    "hub-gated-anonymous": (Cause.GATED, "acme/gated-anonymous", "HF_TOKEN", True),
+    "hub-not-found": (Cause.MODEL_NOT_FOUND, "acme/nothing", "HF_TOKEN", True),
+    "hub-bad-token": (Cause.TOKEN_REFUSED, "token", "HF_TOKEN", False),
+    "model-gguf": (Cause.MODEL_NOT_FOUND, f"{SMALL}/model.gguf", "GGUF", True),
+    "config-missing": (Cause.MODEL_NOT_FOUND, f"{SMALL} is no directory with a config.json", "config.json", True),
+    "config-broken": (Cause.MODEL_NOT_FOUND, f"{SMALL}/config.json is not valid JSON", "download", True),
+    "config-architecture": (Cause.UNSUPPORTED, "NoSuchForCausalLM", "newer vLLM", True),
+    "config-type": (Cause.UNSUPPORTED, "type nosuch", "newer vLLM", True),
+    "weights-missing": (Cause.MODEL_NOT_FOUND, f"{SMALL} has no weights", "download", True),
+    "weights-cut": (Cause.CORRUPT_WEIGHTS, f"{SMALL} cannot be read: incomplete metadata", "download", True),
+    "weights-pointer": (Cause.CORRUPT_WEIGHTS, f"headers of the weights of {SMALL}", "Git LFS", False),
+    "weights-shard-missing": (Cause.MODEL_NOT_FOUND, "model-00002-of-00002.safetensors", "download", True),
+    "weights-shape": (Cause.CORRUPT_WEIGHTS, f"{SMALL} cannot be loaded: AssertionError", "config.json", False),
+    "weights-too-few": (Cause.CORRUPT_WEIGHTS, "model.layers.30.input_layernorm.weight", "config.json", True),
+    "weights-too-many": (Cause.CORRUPT_WEIGHTS, "layers.20", "config.json", True),
+    "memory-kv-large": (Cause.NO_KV_CACHE, "4000.0 GiB is asked for, but ", "VLLM_CPU_KVCACHE_SPACE", False),
+    "memory-kv-small": (Cause.NO_KV_CACHE, "for 8192 tokens", "max_model_len", False),
+    "memory-kv-none": (Cause.NO_KV_CACHE, "leave no memory for the KV cache, of 0.13 GiB", "raise", False),
+    "memory-not-free": (Cause.MEMORY_NOT_FREE, "`gpu_memory_utilization` 1.0", "lower", False),
+    "memory-limit": (Cause.OUT_OF_MEMORY, "1073479680 bytes more", "smaller", False),
+    "memory-cgroup-leader": (Cause.KILLED_FOR_MEMORY, "want of memory", "journalctl -k", False),
+    "memory-cgroup-worker": (Cause.UNKNOWN, "the error that caused it is not in the log", "journalctl -k", False),
+    "platform-none": (Cause.NO_GPU, "no GPU", "nvidia-smi", False),
+    "socket-taken": (Cause.ADDRESS_IN_USE, "address", "ss -lxtp", False),
+    "disk-full-download": (Cause.NO_SPACE, "/engines/m-1/full", "paths.cache", False),
+    "start-kill-core": (Cause.UNKNOWN, "the error that caused it is not in the log", "journalctl -k", False),
+    "start-kill-worker": (Cause.UNKNOWN, "the error that caused it is not in the log", "journalctl -k", False),
+    "start-segv-core": (Cause.KILLED, "Segfault", "library", False),
+    "start-segv-worker": (Cause.KILLED, "Segfault", "library", False),
+    "serving-kill-core": (Cause.DIED_SERVING, "EngineCore encountered an issue, and the error", "journalctl -k", False),
+    "serving-kill-worker": (Cause.DIED_SERVING, "Worker proc VllmWorker-0 died", "journalctl -k", False),
+    "serving-kill-leader": (Cause.KILLED_FOR_MEMORY, "most likely", "journalctl -k", False),
+    "serving-segv-core": (Cause.DIED_SERVING, "crashed in native code (Segfault)", "library", False),
+    "serving-abort-worker": (Cause.DIED_SERVING, "crashed in native code (signal 6)", "library", False),
+    "serving-abort-leader": (Cause.KILLED, "SIGABRT", "the engine's log", False),
+    "serving-term": (Cause.KILLED, "SIGTERM or SIGINT that vllmd had not sent", "who did", False),
+}
+"""Recordings by tests/fixtures/record_faults.py → cause, what the message and the hint name, whether permanent."""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_provoked_faults(name: str) -> None:
+    cause, named, hinted, permanent = FAULTS[name]
+    verdict = of_recording(f"{name}.txt")
+    assert verdict.cause is cause
+    assert named in verdict.message
+    assert hinted in verdict.hint
+    assert verdict.permanent is permanent
+
+
+def test_every_provoked_fault_is_judged() -> None:
+    provoked = {path.stem for path in RECORDINGS.glob("*.txt") if path.read_text().startswith("# ")}
+    assert provoked == FAULTS.keys()
+
+
 @pytest.mark.parametrize("recording", ["kill9-engine.txt", "kill9-worker.txt"])
 def test_recorded_deaths_while_serving(recording: str) -> None:
     verdict = explain(Exit(0, None), log_of(recording), was_ready=True, asked=False)
     assert verdict.cause is Cause.DIED_SERVING
     assert verdict.message == (
-        "the engine died while serving, with exit status 0: EngineDeadError: EngineCore encountered an issue"
+        "the engine died while serving, with exit status 0: EngineDeadError: EngineCore encountered an issue, "
+        "and the error that caused it is not in the log"
     )
     assert "journalctl -k" in verdict.hint
     assert not verdict.permanent
@@ -133,7 +238,22 @@ KNOWN = [
     (
         "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the",
         Cause.HUB_UNREACHABLE,
+        "the model hub cannot be reached at https://huggingface.co",
+    ),
+    (
+        "requests.exceptions.ConnectionError: Max retries exceeded with url: /api/models/a/b",
+        Cause.HUB_UNREACHABLE,
         "the model hub cannot be reached",
+    ),
+    (
+        "requests.exceptions.HTTPError: 504 Server Error: Gateway Timeout for url: https://huggingface.co/api/models/a/b",
+        Cause.HUB_UNREACHABLE,
+        "the model hub at https://huggingface.co answers 504 Gateway Timeout",
+    ),
+    (
+        "Invalid credentials in Authorization header",
+        Cause.TOKEN_REFUSED,
+        "the model hub does not accept the token that the engine has",
     ),
     (
         "Repository Not Found for url: https://huggingface.co/api/models/nobody/nothing/revision/main.",
@@ -148,7 +268,12 @@ KNOWN = [
     (
         "  Value error, Invalid repository ID or local directory specified: '/model-store'.",
         Cause.MODEL_NOT_FOUND,
-        "/model-store is neither a directory with a model nor known to the model hub",
+        "/model-store is no directory with a config.json",
+    ),
+    (
+        "  Value error, Invalid repository ID or local directory specified: 'nobody/nothing'.",
+        Cause.MODEL_NOT_FOUND,
+        "nobody/nothing is neither a directory with a config.json nor found on the model hub",
     ),
     (
         "OSError: /srv/m does not appear to have a file named config.json. Checkout 'https://huggingface.co//srv/m'",
@@ -168,7 +293,7 @@ KNOWN = [
     (
         ENGINE_CORE + "safetensors_rust.SafetensorError: Error while deserializing header: MetadataIncompleteBuffer",
         Cause.CORRUPT_WEIGHTS,
-        "the weights cannot be read: MetadataIncompleteBuffer",
+        "the weights of the model cannot be read: MetadataIncompleteBuffer",
     ),
     (
         "  Value error, Model architectures ['FooForCausalLM'] are not supported for now. Supported architectures:",
@@ -200,12 +325,24 @@ KNOWN = [
     (
         "OSError: [Errno 28] No space left on device: '/var/cache/x'",
         Cause.NO_SPACE,
-        "no space is left on a disk /var/cache/x",
+        "no space is left on the disk of /var/cache/x",
     ),
     (
         "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'DP0': -9}",
         Cause.KILLED_FOR_MEMORY,
         "the engine or a process of it was killed, most likely by the kernel for want of memory",
+    ),
+    ("OSError: [Errno 12] Cannot allocate memory", Cause.OUT_OF_MEMORY, "the engine got no more main memory"),
+    ("MemoryError", Cause.OUT_OF_MEMORY, "the engine got no more main memory"),
+    (
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'DP0': -11}",
+        Cause.KILLED,
+        "a process of the engine crashed in native code (signal 11)",
+    ),
+    (
+        "Fatal Python error: Bus error",
+        Cause.KILLED,
+        "a process of the engine crashed in native code (Bus error)",
     ),
     (
         "ModuleNotFoundError: No module named 'vllm'",

@@ -239,7 +239,8 @@ def test_a_newer_daemon_is_understood() -> None:
         ),
         ({"state": "stopping", "phase": "loading weights"}, "stopping", "stopping, 41 s"),
         ({"state": "unhealthy"}, "unhealthy", "unhealthy, 41 s"),
-        ({"state": "backoff", "reason": "it crashed"}, "backoff", "backoff, 41 s"),
+        ({"state": "backoff", "reason": "it crashed"}, "backoff: it crashed", "backoff: it crashed, 41 s"),
+        ({"state": "ready", "reason": "it crashed"}, "ready", "ready"),
         ({"state": "failed", "reason": "no weights"}, "failed: no weights", "failed: no weights"),
     ],
 )
@@ -250,9 +251,25 @@ def test_a_status_in_words(change: Mapping[str, Any], summary: str, sentence: st
 
 def test_a_status_that_says_nothing() -> None:
     nothing = {"default": False, "phase": None, "percent": None, "since": 0.0, "pid": None, "state": "stopped"}
+    nothing |= {"eta_s": None}
     nothing |= dict.fromkeys(("generation", "restarts", "running", "held"), 0)
     nothing |= dict.fromkeys(("model", "cause", "reason", "hint"), "")
     assert to_json(ModelStatus("m")) == {"name": "m", **nothing}
+
+
+@pytest.mark.parametrize(
+    ("eta_s", "words"),
+    [
+        (0.0, "a few seconds left"),
+        (4.9, "a few seconds left"),
+        (38.0, "about 40 s left"),
+        (89.0, "about 90 s left"),
+        (200.0, "about 3 min left"),
+    ],
+)
+def test_an_estimate_takes_the_place_of_the_age(eta_s: float, words: str) -> None:
+    status = ModelStatus("m", state="starting", phase="loading weights", percent=43, eta_s=eta_s, since=1000.0)
+    assert status.sentence(now=1041.0) == f"starting, loading weights 43 %, {words}"
 
 
 def test_a_clock_that_was_set_back_does_not_show() -> None:

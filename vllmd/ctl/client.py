@@ -46,8 +46,9 @@ class Exchange:
         if not head.headers.get("content-type", "").startswith("text/event-stream"):
             raise not_vllmd(self._address, "sent no events")
         decoder = Decoder()
-        for piece in self._connection.body():
-            yield from decoder.feed(piece)
+        with _named(self._address):
+            for piece in self._connection.body():
+                yield from decoder.feed(piece)
 
     def json(self) -> Any:
         """The response's JSON. Raises as `events` does."""
@@ -70,7 +71,8 @@ class Exchange:
         return read_error(body, head.status, head.headers.get("retry-after", ""))
 
     def _whole(self) -> bytes:
-        return b"".join(self._connection.body())
+        with _named(self._address):
+            return b"".join(self._connection.body())
 
     def _compare(self, server: str) -> None:
         name, _, version = server.partition(" ")[0].partition("/")
@@ -179,6 +181,8 @@ def _named(address: Address) -> Iterator[None]:
         yield
     except OSError as error:
         raise unreachable(address, error) from error
+    except UnicodeError as error:  # a host name that IDNA cannot express
+        raise unreachable(address, OSError("no such host name")) from error
     except NotHttp as error:
         raise not_vllmd(address, "does not speak HTTP") from error
 

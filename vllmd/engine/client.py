@@ -1,8 +1,9 @@
 """Requests to one engine over its private Unix socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -21,6 +22,19 @@ _GONE = "the engine closed the connection before it answered"
 _CUT = "the engine closed the connection in the middle of its answer"
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A request that is under way.
+
+    Args:
+        at: when it was sent, in the event loop's time.
+        body_bytes: how large it is.
+    """
+
+    at: float
+    body_bytes: int
+
+
 class EngineClient:
     """A pool of connections to one generation of an engine. An async context manager.
 
@@ -31,8 +45,9 @@ class EngineClient:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._session: aiohttp.ClientSession | None = None
-        self.last_event_at = 0.0
-        """When the engine last sent part of an answer, in the event loop's time: the proof that tokens flow."""
+        self._under_way: dict[object, Sent] = {}
+        self.proved_at = 0.0
+        """When the engine last showed that it makes tokens, in the event loop's time."""
 
     async def __aenter__(self) -> "EngineClient":
         connector = aiohttp.UnixConnector(str(self._socket), limit=0, keepalive_timeout=KEEPALIVE_S)
@@ -66,19 +81,35 @@ class EngineClient:
             EngineRefused: there was nobody to send it to.
             EngineUnreachable: no head of an answer came back.
         """
-        assert self._session is not None
-        if self._session.closed:
+        if self._session is None or self._session.closed:
             raise EngineRefused(_REFUSED)
+        with self._counted(body):
+            try:
+                response = await self._session.request(method, path, data=body, headers=headers)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                raise EngineRefused(_REFUSED) from error
+            except _LOST as error:
+                raise EngineUnreachable(_GONE, "it is started again; send the request again") from error
+            try:
+                yield EngineAnswer(response, self)
+            finally:
+                response.close()
+
+    @contextmanager
+    def _counted(self, body: bytes | None) -> Iterator[None]:
+        """Counts a request that makes the engine work: one with a body."""
+        key = object()
+        if body is not None:
+            self._under_way[key] = Sent(asyncio.get_running_loop().time(), len(body))
         try:
-            response = await self._session.request(method, path, data=body, headers=headers)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise EngineRefused(_REFUSED) from error
-        except _LOST as error:
-            raise EngineUnreachable(_GONE, "it is started again; send the request again") from error
-        try:
-            yield EngineAnswer(response, self)
+            yield
         finally:
-            response.close()
+            self._under_way.pop(key, None)
+
+    @property
+    def under_way(self) -> tuple["Sent", ...]:
+        """The requests that the engine is working on, the oldest first."""
+        return tuple(self._under_way.values())
 
 
 class EngineAnswer:
@@ -107,7 +138,8 @@ class EngineAnswer:
         now = asyncio.get_running_loop().time
         try:
             async for chunk in self._response.content.iter_any():
-                self._client.last_event_at = now()
+                if not chunk.startswith(b":"):  # a comment proves that the API server lives, not the engine core
+                    self._client.proved_at = now()
                 yield chunk
         except _LOST as error:
             raise StreamBroken(_CUT) from error

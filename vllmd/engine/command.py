@@ -24,9 +24,8 @@ def serve(name: str, model: Model, *, python: Path, vllm: Path, socket: Path) ->
         python, vllm: the interpreter of the engine's environment and the `vllm` script in it. The script is given to
             the interpreter as a file, so that an environment still works after it was moved.
     """
-    source = str(Path(model.model).expanduser()) if model.model.startswith("~") else model.model
     ours = ("--uds", str(socket), "--served-model-name", name)
-    return (str(python), str(vllm), "serve", source, *ours, *flags(model.args))
+    return (str(python), str(vllm), "serve", model.model, *ours, *flags(model.args))
 
 
 def flags(args: Mapping[str, Any]) -> Iterator[str]:
@@ -63,5 +62,7 @@ def environ(base: Mapping[str, str], model: Model, *, directory: Path, cache: Pa
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
     }
-    kept = {"HF_HOME": str(cache / "huggingface")} if "HF_HOME" not in base else {}
+    # Under systemd the cache is the service's; a user's own daemon finds the models and the token it has already.
+    is_service = "CACHE_DIRECTORY" in base and "HF_HOME" not in base
+    kept = {"HF_HOME": str(cache / "huggingface")} if is_service else {}
     return {**inherited, **QUIET, **places, **kept, **model.env}

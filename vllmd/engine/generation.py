@@ -1,62 +1,33 @@
-"""One life of an engine: from its environment to the end of its last descendant.
-
-A generation has a directory of its own (0700) with its socket and its TMPDIR, because vLLM neither unlinks a socket nor
-cleans up after itself; the directory goes when the last process has gone.
-"""
+"""One life of an engine: from its environment to the end of its last descendant."""
 
 import asyncio
-import fcntl
-import os
-import re
-import shutil
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
-from vllmd import address
-from vllmd.config import EnvironmentSettings, Model, Paths
-from vllmd.engine import command
+from vllmd.engine import evidence, gpu, memory
 from vllmd.engine.environment import Environment, ensure
+from vllmd.engine.evidence import Evidence
+from vllmd.engine.incidents import Incident
 from vllmd.engine.phases import Phase, Progress, read_line
+from vllmd.engine.plan import Plan
 from vllmd.engine.process import Command, Process, spawn
+from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
-from vllmd.errors import AddressError, InstallError, VllmdError
+from vllmd.errors import InstallError, VllmdError
 from vllmd.lifecycle import Verdict
 
-LAST_LINES = 400
-"""Lines of the engine's output that are kept to explain its end."""
+LAST_LINES = 1000
+"""Lines of the engine's output that are kept to explain its end: with many workers each prints a traceback."""
 
-_ZMQ_NAME_BYTES = len("/tmp/") + 36
-"""vLLM puts Unix sockets named by a UUID into TMPDIR; the path must fit as well."""
+CPU_INTERVAL_S = 2.0
+"""How often a start is looked at for work that prints nothing."""
 
+CPU_SHARE = 0.05
+"""The part of one core that counts as work; waiting processes use less for their timers."""
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything a generation needs to know.
-
-    Args:
-        name, model: the model's table.
-        environment: which vLLM.
-        paths: the daemon's directories, all of them filled in.
-        environ: the daemon's environment variables.
-    """
-
-    name: str
-    model: Model
-    environment: EnvironmentSettings
-    paths: Paths
-    environ: Mapping[str, str]
-
-    def directory(self, number: int) -> Path:
-        """The directory of generation `number`."""
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", self.name)[:20].strip("-")
-        return Path(self.paths.runtime) / f"{slug}.{number}"
-
-    def check(self) -> None:
-        """Raises AddressError if the directories leave no room for the engine's socket paths."""
-        address.check_unix_path(f"{self.directory(99999)}{'x' * _ZMQ_NAME_BYTES}")
+_CALLED_OFF = Verdict("stopped as asked", "the start was called off")
 
 
 class Generation:
@@ -67,46 +38,72 @@ class Generation:
         plan: what to run.
         on_progress: called whenever the phase or its percentage changes.
         on_line: called with each line that the engine or the installer prints.
+        on_work: called when a start did something that cannot be seen in its lines.
     """
 
     def __init__(
-        self, number: int, plan: Plan, on_progress: Callable[[Progress], None], on_line: Callable[[str], None]
+        self,
+        number: int,
+        plan: Plan,
+        on_progress: Callable[[], None],
+        on_line: Callable[[str], None],
+        on_work: Callable[[], None],
     ) -> None:
         self.number = number
         self.was_ready = False
+        self.progress: Progress | None = None
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._evidence: Evidence | None = None
+        self._began_at = time.time()
         self._plan = plan
         self._on_progress = on_progress
         self._on_line = on_line
-        self._progress: Progress | None = None
+        self._on_work = on_work
+        self._now = asyncio.get_running_loop().time
+        self._startups = Startups(plan.state / "startups.json")
+        self._earlier = self._startups.recall(plan.key)
+        self._recorder = Recorder(self._now())
         self._process: Process | None = None
         self._installing: asyncio.Task[Environment] | None = None
         self._asked_to_end = False
-
-    @property
-    def socket(self) -> Path:
-        """Where the engine listens once it is ready."""
-        return self._plan.directory(self.number) / "api.sock"
 
     @property
     def pid(self) -> int | None:
         """vLLM's own process (its API server), while there is one."""
         return self._process.leader if self._process else None
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the first token, judged by an earlier start like this one; None if there was none."""
+        if self.was_ready or self.progress is None or self._earlier is None:
+            return None
+        return self._earlier.left_s(self.progress, self._recorder.in_phase_s(self._now()))
+
     async def run(self) -> Verdict:
         """Runs the engine; returns why it ended, and only when no process of it is alive any more."""
+        if self._asked_to_end:
+            return _CALLED_OFF
         try:
             environment = await self._environment()
-            with _private_directory(self._plan.directory(self.number)) as directory:
-                return await self._live(self._command(environment, directory))
+            with self._plan.fresh_directory(self.number):
+                return await self._live(self._plan.command(self.number, environment))
         except asyncio.CancelledError:
             if self._asked_to_end and not _being_cancelled():
-                return Verdict("stopped as asked", "the start was called off")
+                return _CALLED_OFF
             raise
-        except VllmdError as error:
+        except InstallError as error:
             return Verdict("install failed", error.message, error.hint)
+        except VllmdError as error:
+            return Verdict("cannot start", error.message, error.hint)
         except OSError as error:
-            return Verdict("install failed", f"cannot prepare the start: {error}", "check the directories in [paths]")
+            return Verdict("cannot start", f"cannot prepare the start: {error}", "check the directories in [paths]")
+
+    def became_ready(self) -> None:
+        """The first token came: the start is over, and worth remembering."""
+        if not self.was_ready and (timeline := self._recorder.finish(self._now())):
+            self._startups.remember(self._plan.key, timeline)
+        self.was_ready = True
+        self.progress = None
 
     def terminate(self) -> None:
         """Asks the engine to end; an installation is called off."""
@@ -118,17 +115,34 @@ class Generation:
 
     def kill(self) -> None:
         """Ends the engine and all its descendants now."""
-        self.terminate()
+        self._asked_to_end = True
         if self._process:
             self._process.kill()
+        elif self._installing:
+            self._installing.cancel()
+
+    async def examine(self) -> None:
+        """Keeps what can be learned of a sick engine; takes at most `evidence.LIMIT_S` seconds."""
+        if self._process:
+            self._evidence = await evidence.examine(self._process.pid)
+
+    def incident(self, model: str, verdict: Verdict) -> Incident:
+        """What is known of its end."""
+        return Incident(
+            model=model,
+            generation=self.number,
+            verdict=verdict,
+            lived_s=round(time.time() - self._began_at, 3),
+            was_ready=self.was_ready,
+            lines=tuple(self.lines),
+            evidence=self._evidence,
+        )
 
     async def _environment(self) -> Environment:
         settings = self._plan.environment
         if settings.path:
-            return _existing(Path(settings.path).expanduser())
-        self._report(Progress(Phase.INSTALLING, None))
-        environments = Path(self._plan.paths.state) / "environments"
-        install = ensure(settings.requirement, environments, settings.python, self._take_line)
+            return self._plan.existing_environment()
+        install = ensure(settings.requirement, self._plan.state / "environments", settings.python, self._take_install)
         self._installing = asyncio.ensure_future(install)
         try:
             return await self._installing
@@ -136,95 +150,59 @@ class Generation:
             self._installing.cancel()
             self._installing = None
 
-    def _command(self, environment: Environment, directory: Path) -> Command:
-        plan = self._plan
-        argv = command.serve(
-            plan.name, plan.model, python=environment.python, vllm=environment.vllm, socket=self.socket
-        )
-        environ = command.environ(
-            plan.environ,
-            plan.model,
-            directory=directory,
-            cache=Path(plan.paths.cache),
-            binaries=environment.root / "bin",
-        )
-        return Command(argv, environ, directory)
-
     async def _live(self, what: Command) -> Verdict:
-        self._report(Progress(Phase.STARTING_UP, None))
+        self._report(Progress(Phase.STARTING_UP))
+        killed_before = memory.oom_kills()
         async with spawn(what, self._take_line) as process:
             self._process = process
             if self._asked_to_end:
                 process.kill()
-            end = await process.wait()
+            async with self._watching(process):
+                end = await process.wait()
         self._process = None
-        return explain(end, tuple(self.lines), was_ready=self.was_ready, asked=self._asked_to_end)
+        oom_kills = None if killed_before is None else (memory.oom_kills() or 0) - killed_before
+        return explain(end, tuple(self.lines), was_ready=self.was_ready, asked=self._asked_to_end, oom_kills=oom_kills)
+
+    @asynccontextmanager
+    async def _watching(self, process: Process) -> AsyncIterator[None]:
+        """Looks for work that prints nothing, until the start is over; at the end, for the GPU's memory."""
+        family: set[int] = set()
+        watch = asyncio.create_task(self._watch(process.pid, family))
+        try:
+            yield
+        finally:
+            watch.cancel()
+        await gpu.memory_is_back(family)
+
+    async def _watch(self, guard: int, family: set[int]) -> None:
+        """Calls `on_work` while the engine's processes use the CPU; `family` collects their numbers."""
+        before = evidence.cpu_s(guard)
+        while not self.was_ready:
+            await asyncio.sleep(CPU_INTERVAL_S)
+            family.update(evidence.family(guard))
+            now = evidence.cpu_s(guard)
+            if now - before > CPU_SHARE * CPU_INTERVAL_S:
+                self._on_work()
+            before = now
+
+    def _take_install(self, line: str) -> None:
+        self._report(Progress(Phase.INSTALLING))
+        self.lines.append(line)
+        self._on_line(line)
 
     def _take_line(self, line: str) -> None:
         self.lines.append(line)
         self._on_line(line)
-        if not self.was_ready and self._installing is None:
-            self._report(read_line(line, self._progress or Progress(Phase.STARTING_UP, None)))
+        if not self.was_ready:
+            self._report(read_line(line, self.progress or Progress(Phase.STARTING_UP)))
 
     def _report(self, progress: Progress) -> None:
-        if progress != self._progress:
-            self._progress = progress
-            self._on_progress(progress)
+        if progress != self.progress:
+            self.progress = progress
+            self._recorder.note(progress.phase, self._now())
+            self._on_progress()
 
 
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _existing(root: Path) -> Environment:
-    environment = Environment(root)
-    if not environment.vllm.exists():
-        raise InstallError(f"there is no vLLM in {root}: {environment.vllm} is missing", "correct environment.path")
-    return environment
-
-
-@contextmanager
-def _private_directory(path: Path) -> Iterator[Path]:
-    """A fresh directory that only its owner can enter, with `tmp` in it; gone afterwards."""
-    make_private(path.parent)
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(mode=0o700)
-    (path / "tmp").mkdir(mode=0o700)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def claimed(runtime: Path) -> Iterator[None]:
-    """Keeps other vllmds out of the directory of the engines' sockets: they would remove those of living engines.
-
-    Raises:
-        AddressError: another one has it, or it cannot be used at all.
-    """
-    try:
-        make_private(runtime)
-        lock = (runtime / "lock").open("w")
-    except OSError as error:
-        raise AddressError(f"cannot use {runtime}: {error.strerror}", "see paths.runtime") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with the process, however that ends
-        except BlockingIOError:
-            message = f"another vllmd has its engines' sockets in {runtime}"
-            raise AddressError(message, "stop it first, or give this one a paths.runtime of its own") from None
-        yield
-
-
-def make_private(path: Path) -> None:
-    """Makes `path` (0700) with its parents; one that exists must belong to this user.
-
-    Raises:
-        AddressError: it belongs to somebody else, who could then take the engine's place.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise AddressError(f"{path} belongs to another user", "choose another directory for paths.runtime")

@@ -138,6 +138,7 @@ class Process:
         """End the engine and all its descendants now. Nothing happens if they have ended."""
         with suppress(OSError):
             self._lifeline.shutdown(socket.SHUT_RDWR)
+        self._guard.send_signal(signal.SIGCONT)  # one that somebody has stopped would not notice
 
     async def _started(self) -> None:
         """Wait until the guard has started the engine; raises EngineError if it could not."""

@@ -7,16 +7,20 @@ decides is published as a `ModelStatus` on the feed; requests read that and wait
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
-from vllmd.engine.generation import Generation, Plan
-from vllmd.engine.phases import Progress
-from vllmd.engine.probe import probe
+from vllmd.engine.generation import Generation
+from vllmd.engine.incidents import Incidents
+from vllmd.engine.plan import Plan
+from vllmd.engine.probe import due, probe
+from vllmd.engine.timers import Timers
+from vllmd.errors import CertainFailure, NotListening
 from vllmd.errors import ProbeFailed as NoToken
 from vllmd.lifecycle import (
     Effect,
@@ -33,7 +37,6 @@ from vllmd.lifecycle import (
     Spawn,
     State,
     Terminate,
-    Timer,
     TimerFired,
     Unload,
     Verdict,
@@ -69,10 +72,11 @@ class Supervisor:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._generation: Generation | None = None
         self._client: EngineClient | None = None
-        self._timers: dict[Timer, asyncio.TimerHandle] = {}
+        self._timers = Timers()
         self._probing: asyncio.Task[None] | None = None
         self._living: asyncio.Task[None] | None = None
-        self._progress: Progress | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._incidents = Incidents(plan.state / "incidents")
         self._progressed_at = 0.0
         self._since = time.time()
 
@@ -86,7 +90,8 @@ class Supervisor:
     @property
     def status(self) -> ModelStatus:
         """The engine as it is now."""
-        engine, progress, verdict = self.engine, self._progress, self.engine.verdict
+        engine, verdict, generation = self.engine, self.engine.verdict, self._generation
+        progress = generation.progress if generation and engine.state is State.STARTING else None
         return ModelStatus(
             name=self.name,
             model=self.plan.model.model,
@@ -94,8 +99,9 @@ class Supervisor:
             default=self.plan.model.default,
             phase=progress.phase.value if progress else None,
             percent=progress.percent if progress else None,
+            eta_s=generation.left_s if generation and progress else None,
             since=self._since,
-            pid=self._generation.pid if self._generation else None,
+            pid=generation.pid if generation else None,
             generation=engine.generation,
             restarts=engine.restarts,
             cause=verdict.cause if verdict else "",
@@ -107,11 +113,6 @@ class Supervisor:
     def client(self) -> EngineClient | None:
         """The way to the engine while it is ready; advice only, it may die the next moment."""
         return self._client if self.engine.state is State.READY else None
-
-    @property
-    def last_lines(self) -> list[str]:
-        """What the current or the last generation printed last."""
-        return list(self._generation.lines) if self._generation else []
 
     def post(self, event: Event) -> None:
         """Tells the supervisor that something happened, or that somebody wants something."""
@@ -138,9 +139,9 @@ class Supervisor:
             while True:
                 self._take(await self._events.get())
         finally:
-            self._forget_timers()
-            await _cancel(self._probing)
-            await _cancel(self._living)
+            self._timers.clear()
+            for task in (self._probing, self._ending, self._living):
+                await _cancel(task)
 
     def _take(self, event: Event) -> None:
         before = self.engine
@@ -154,80 +155,81 @@ class Supervisor:
 
     def _enter(self, before: Engine) -> None:
         """A new state begins: what the old one was waiting for is off."""
-        self._forget_timers()
+        self._timers.clear()
         if self._probing:
             self._probing.cancel()
         self._since = time.time()
-        if self.engine.state is not State.STARTING:
-            self._progress = None
         if self.engine.state is State.READY and self._generation:
-            self._generation.was_ready = True
+            self._generation.became_ready()
         verdict = self.engine.verdict
         if verdict and verdict is not before.verdict:
             log.error("%s: %s%s", self.name, verdict.message, f" ({verdict.hint})" if verdict.hint else "")
         log.info("%s: %s → %s", self.name, before.state, self.engine.state)
 
-    def _forget_timers(self) -> None:
-        for handle in self._timers.values():
-            handle.cancel()
-        self._timers.clear()
-
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Spawn(number):
-                # At once, not in the task: the next event may already be the one that ends it.
-                self._generation = Generation(number, self.plan, self._on_progress, self._on_line)
-                self._living = _start(self._live(self._generation))
+                # Made at once, not by the task: the next effect may be to kill it.
+                self._generation = Generation(number, self.plan, self._on_progress, self._on_line, self._moved)
+                self._client = EngineClient(self.plan.socket(number))
+                self._living = _start(self._live(self._generation, self._client))
             case Terminate():
                 self._living_generation().terminate()
-            case Kill():
-                self._living_generation().kill()
+            case Kill(examine):
+                self._ending = _start(_end(self._living_generation(), examine))
             case Probe(after_s):
-                self._probe(after_s)
-            case SetTimer(timer, seconds):
-                self._set_timer(timer, seconds)
+                if self._probing:
+                    self._probing.cancel()
+                self._probing = _start(self._probe(self._living_client(), after_s, self.engine.epoch))
+            case SetTimer(timer, seconds, jitter):
+                fired = TimerFired(self.engine.epoch, timer)
+                self._timers.set(timer, seconds * (1 + random.random() * jitter), partial(self.post, fired))
 
     def _living_generation(self) -> Generation:
         assert self._generation is not None, "effects on an engine come only while one is alive"
         return self._generation
 
-    async def _live(self, generation: Generation) -> None:
+    def _living_client(self) -> EngineClient:
+        assert self._client is not None, "effects on an engine come only while one is alive"
+        return self._client
+
+    async def _live(self, generation: Generation, client: EngineClient) -> None:
         """One generation, from its start to the report of its exit."""
-        async with AsyncExitStack() as stack:
-            self._client = await stack.enter_async_context(EngineClient(generation.socket))
+        async with client:
             try:
                 verdict = await generation.run()
             except Exception as error:
                 log.exception("%s: unforeseen error", self.name)
                 verdict = Verdict("internal error", f"vllmd made a mistake: {error}", "please report it with the log")
-        self.post(Exited(generation.number, verdict))
+        self.post(Exited(generation.number, verdict))  # first of all: whatever fails below, the end is told
+        self._keep_incident(generation, verdict)
 
-    def _set_timer(self, timer: Timer, seconds: float) -> None:
-        if timer in self._timers:
-            self._timers[timer].cancel()
-        fired = TimerFired(self.engine.epoch, timer)
-        self._timers[timer] = asyncio.get_running_loop().call_later(seconds, self.post, fired)
+    def _keep_incident(self, generation: Generation, verdict: Verdict) -> None:
+        """Writes down an end that nobody asked for: the engine's own, or one that it forced."""
+        if self.engine.state is State.STOPPING:
+            if self.engine.after_stop not in (State.BACKOFF, State.FAILED) or self.engine.verdict is None:
+                return
+            verdict = self.engine.verdict
+        if path := self._incidents.write(generation.incident(self.name, verdict)):
+            log.info("%s: what is known of its end: %s", self.name, path)
 
-    def _probe(self, after_s: float) -> None:
-        if self._probing:
-            self._probing.cancel()
-        self._probing = _start(self._probe_once(after_s, self.engine.epoch))
-
-    async def _probe_once(self, after_s: float, epoch: int) -> None:
-        await asyncio.sleep(after_s)
-        assert self._client is not None
+    async def _probe(self, client: EngineClient, after_s: float, epoch: int) -> None:
+        await due(client, after_s)
         try:
-            await probe(self._client, self.name, self._policy.probe_timeout_s)
+            await probe(client, self.name, self._policy)
         except NoToken as error:
-            self.post(ProbeFailed(epoch, error.message))
+            listens, certain = not isinstance(error, NotListening), isinstance(error, CertainFailure)
+            self.post(ProbeFailed(epoch, error.message, listens=listens, certain=certain))
+        except Exception as error:
+            log.exception("%s: unforeseen error in a health check", self.name)
+            self.post(ProbeFailed(epoch, f"vllmd made a mistake: {error}"))
         else:
             self.post(ProbeOk(epoch))
 
     # ── news from the generation ──
 
-    def _on_progress(self, progress: Progress) -> None:
+    def _on_progress(self) -> None:
         if self.engine.state is State.STARTING:
-            self._progress = progress
             self._publish()
             self._moved()
 
@@ -244,6 +246,14 @@ class Supervisor:
 
     def _publish(self) -> None:
         self._feed.publish(self.status)
+
+
+async def _end(generation: Generation, examine: bool) -> None:
+    try:
+        if examine:
+            await generation.examine()
+    finally:
+        generation.kill()
 
 
 def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

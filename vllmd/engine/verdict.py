@@ -6,10 +6,10 @@ last lines. Only lines that speak of an error are evidence: vLLM warns in the sa
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllmd.engine.causes import KILLED_FOR_MEMORY, SIGNS, Cause, Sign
+from vllmd.engine.causes import CONTEXT, KILLED_FOR_MEMORY, SIGNS, Cause, Sign
 from vllmd.engine.phases import split
 from vllmd.lifecycle import Verdict
 
@@ -25,7 +25,13 @@ SIGNALS = {
 }
 """Numbers of signal(7), the same on x86 and ARM → name, and what they hint at."""
 
-STRIKES_LATE = (Cause.OUT_OF_GPU_MEMORY, Cause.NO_SPACE, Cause.KILLED_FOR_MEMORY)
+STRIKES_LATE = (
+    Cause.OUT_OF_GPU_MEMORY,
+    Cause.OUT_OF_MEMORY,
+    Cause.NO_SPACE,
+    Cause.KILLED_FOR_MEMORY,
+    Cause.KILLED,
+)
 """Causes that can end an engine which has been serving; the other signs are then of refused requests, or old."""
 
 EVIDENCE_CHARACTERS = 2000
@@ -33,11 +39,21 @@ EVIDENCE_CHARACTERS = 2000
 
 MESSAGE_CHARACTERS = 400
 
+KERNEL_KILLED = "the kernel killed a process of the engine for want of memory"
+SOMEBODY_KILLED = "somebody killed the engine, or a process of it, with SIGKILL; it was not for want of memory"
+WHO_KILLED = "find out who did: an operator, or a script that kills by name"
+
 _READ_LOG = "see the last lines of the engine's log"
 _SEARCH_LOG = f"{_READ_LOG}; if no cause stands there, a process of it may have been killed (`journalctl -k`)"
 
-_ERROR = re.compile(r"\s*(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*|$))|.*\berror: (.+)")
-_WRAPPER = re.compile(r"EngineDeadError|WorkerProc init|See root cause above|[Ss]ee stack trace|stack trace above")
+_LOST = r"(?:Worker proc|RayWorkerProc|Process) [^,]{1,100}died unexpectedly"
+_ERROR = re.compile(rf"\s*(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*|$)|{_LOST})|.*\berror: (.+)")
+_PYDANTIC = re.compile(r"\d+ validation errors? for \w+$")
+_END = re.compile(r"(API server: shutdown triggered|EngineDeadError|core exited unexpectedly|died unexpectedly)")
+_WRAPPER = re.compile(
+    r"EngineDeadError|WorkerProc init|See root cause above|[Ss]ee stack trace|stack trace above|"
+    rf"RuntimeError: cancelled$|{_LOST}"
+)
 _NO_WORDS = re.compile(r"\s|.*:\s+\d+%")
 _ELSEWHERE = re.compile(r"[.,:]? *(please )?([Ss]ee|[Cc]heck) (root cause|(the )?stack ?trace).*$")
 
@@ -55,7 +71,7 @@ class Exit:
     signal: int | None
 
 
-def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool) -> Verdict:
+def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool, oom_kills: int | None = None) -> Verdict:
     """Why the engine ended.
 
     Args:
@@ -63,32 +79,76 @@ def explain(exit: Exit, lines: Sequence[str], *, was_ready: bool, asked: bool) -
         lines: the last lines that it printed; some hundreds, since a traceback for each worker follows the cause.
         was_ready: whether it has served.
         asked: whether vllmd wanted it to end.
+        oom_kills: how many processes the kernel has killed for memory meanwhile; None if nobody counts.
     """
     if asked:
         return Verdict(Cause.STOPPED, "the engine was stopped as asked")
+    if oom_kills:
+        return Verdict(Cause.KILLED_FOR_MEMORY, KERNEL_KILLED, KILLED_FOR_MEMORY.hint)
     if exit.signal == SIGKILL:
-        return Verdict(Cause.KILLED_FOR_MEMORY, KILLED_FOR_MEMORY.message, KILLED_FOR_MEMORY.hint)
+        return _struck_down(certain=oom_kills is not None)
+    verdict = _told(exit, lines, was_ready)
+    if verdict.cause is Cause.KILLED_FOR_MEMORY and oom_kills is not None:
+        return _struck_down(certain=True)
+    return verdict
+
+
+def _told(exit: Exit, lines: Sequence[str], was_ready: bool) -> Verdict:
+    """What the lines tell."""
     messages = _evidence(lines)
-    if was_ready:
-        return _died_serving(exit, messages)
-    return _find(SIGNS, messages) or _unknown(exit, messages)
+    context = _context(lines) | {"error": _last_error(messages)[0]}
+    if not was_ready:
+        return _find(SIGNS, messages, context) or _unknown(exit, messages)
+    if _told_to_stop(lines):
+        return Verdict(Cause.KILLED, "the engine stopped on a SIGTERM or SIGINT that vllmd had not sent", WHO_KILLED)
+    return _died_serving(exit, messages, context)
+
+
+def _struck_down(*, certain: bool) -> Verdict:
+    """SIGKILL: the kernel's way to free memory, or somebody's; its count of such kills tells which."""
+    if certain:
+        return Verdict(Cause.KILLED, SOMEBODY_KILLED, WHO_KILLED)
+    return Verdict(Cause.KILLED_FOR_MEMORY, KILLED_FOR_MEMORY.message, KILLED_FOR_MEMORY.hint)
 
 
 def _evidence(lines: Sequence[str]) -> list[str]:
     """The messages that are errors, or of no level at all (tracebacks, other programs); the latest first."""
-    messages = (split(line[:EVIDENCE_CHARACTERS]) for line in reversed(lines))
-    return [message for level, message in messages if level in ("", "ERROR", "CRITICAL") and message.strip()]
+    split_lines = (split(line[:EVIDENCE_CHARACTERS]) for line in reversed(lines))
+    messages = [message for level, message in split_lines if level in ("", "ERROR", "CRITICAL") and message.strip()]
+    return _joined(messages) + messages
 
 
-def _find(signs: Iterable[Sign], messages: Sequence[str]) -> Verdict | None:
+def _joined(messages: Sequence[str]) -> list[str]:
+    """What pydantic says in several lines (`1 validation error for X`, the field, what is wrong with it), as one."""
+    heads = (number for number, message in enumerate(messages) if _PYDANTIC.search(message))
+    return [" ".join(reversed(messages[max(0, number - 2) : number + 1])) for number in heads]
+
+
+def _context(lines: Sequence[str]) -> dict[str, str]:
+    """A word for each of the `CONTEXT`, whatever the level of the line that has it."""
+    return {name: _first_group(pattern, lines) or otherwise for name, (pattern, otherwise) in CONTEXT.items()}
+
+
+def _first_group(pattern: str, lines: Sequence[str]) -> str:
+    found = (re.search(pattern, line[:EVIDENCE_CHARACTERS]) for line in lines)
+    return next((match[1] for match in found if match), "")
+
+
+def _find(signs: Iterable[Sign], messages: Sequence[str], context: Mapping[str, str]) -> Verdict | None:
     """What the first sign says that any of the messages bears."""
-    found = (sign.read(message) for sign in signs for message in messages)
+    found = (sign.read(message, context) for sign in signs for message in messages)
     return next(filter(None, found), None)
 
 
-def _died_serving(exit: Exit, messages: Sequence[str]) -> Verdict:
+def _told_to_stop(lines: Sequence[str]) -> bool:
+    """Whether its leader got SIGTERM or SIGINT before anything else went wrong (vllm/entrypoints/launcher.py)."""
+    ends = (found[1] for line in lines if (found := _END.search(line[:EVIDENCE_CHARACTERS])))
+    return next(ends, "").endswith("triggered")
+
+
+def _died_serving(exit: Exit, messages: Sequence[str], context: Mapping[str, str]) -> Verdict:
     """It worked before, so that trying again may help, whatever the cause."""
-    known = _find((sign for sign in SIGNS if sign.cause in STRIKES_LATE), messages)
+    known = _find((sign for sign in SIGNS if sign.cause in STRIKES_LATE), messages, context)
     if known and known.cause is Cause.KILLED_FOR_MEMORY:
         return known
     if known:
@@ -118,7 +178,10 @@ def _last_error(messages: Sequence[str]) -> tuple[str, str]:
     """The last exception that is not about another one, else that, as `: text` or nothing; and a hint."""
     errors = [found[1] or found[2] for message in messages if (found := _ERROR.match(message))]
     causes = [error for error in errors if not _WRAPPER.search(error)]
-    return _said(causes or errors), _READ_LOG if causes else _SEARCH_LOG
+    if errors and not causes:
+        lost = [error for error in errors if re.match(_LOST, error)]
+        return _said(lost or errors) + ", and the error that caused it is not in the log", _SEARCH_LOG
+    return _said(causes), _READ_LOG if causes else _SEARCH_LOG
 
 
 def _last_words(messages: Sequence[str]) -> str:

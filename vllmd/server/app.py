@@ -12,6 +12,7 @@ from vllmd.server import middleware
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
 from vllmd.server.openai import INFERENCE, OpenAI
+from vllmd.server.origin import only_known_hosts
 from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
 
@@ -26,7 +27,8 @@ def build(
     control = Control(config, supervisors, feed, calls, addresses)
 
     app = web.Application(
-        middlewares=[middleware.request_id, middleware.errors], client_max_size=config.limits.body_bytes
+        middlewares=[middleware.request_id, middleware.errors, only_known_hosts(config.listen.hosts)],
+        client_max_size=config.limits.body_bytes,
     )
     app[middleware.BODY_BYTES] = config.limits.body_bytes
     app.on_response_prepare.append(middleware.sign)

@@ -51,8 +51,7 @@ class Calls:
     @contextmanager
     def under_way(self, call: Call) -> Iterator[None]:
         """Counts `call` among those under way; it belongs to the current task. Raises what `close` was given."""
-        if self._closed_by is not None:
-            raise self._closed_by
+        self.refuse_if_closed()
         task = asyncio.current_task()
         assert task is not None, "a call is served by a task"
         self._tasks[call] = task
@@ -63,6 +62,11 @@ class Calls:
             del self._tasks[call]
             if not self._tasks:
                 self._idle.set()
+
+    def refuse_if_closed(self) -> None:
+        """Raises what `close` was given, if it was called."""
+        if self._closed_by is not None:
+            raise self._closed_by
 
     def count(self, model: str) -> tuple[int, int]:
         """How many calls of `model` run in the engine, and how many wait for it."""

@@ -120,6 +120,7 @@ class Control:
     async def order(self, request: web.Request) -> web.Response:
         """`POST /api/models/{name}/load`, `/unload`, `/restart`: 202 at once, or the outcome with `?wait=1`."""
         require_administrator(identify(request), self._config.access.admin_group)
+        self._calls.refuse_if_closed()
         name = choose_model(request.match_info["name"], self._supervisors, self._config.default_model)
         supervisor, verb = self._supervisors[name], request.match_info["verb"]
         supervisor.post(_ORDERS[verb]())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from vllmd import sse
-from vllmd.errors import StreamBroken, VllmdError
+from vllmd.errors import EngineSaid, VllmdError
 from vllmd.server import endings
 from vllmd.server.endings import Fault
 
@@ -73,7 +73,7 @@ class Door(ABC):
         if self.response is None:
             await self.whole(fault.status, {"Content-Type": "application/json"}, fault.body)
         else:
-            await self.fail(StreamBroken(fault.message))
+            await self.fail(EngineSaid(fault.message, body=fault.table))
 
     async def fail(self, error: VllmdError) -> None:
         """Ends a stream that has begun with an error event, and the connection without its last chunk.

@@ -39,6 +39,11 @@ class Fault:
     message: str
     body: bytes
 
+    @property
+    def table(self) -> dict[str, Any]:
+        """The body as an object; the message in our shape if it is none."""
+        return _object(self.body.decode(errors="replace")) or error_body(StreamBroken(self.message))
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -71,7 +71,7 @@ def error_response(error: VllmdError, cause: web.HTTPException | None = None) ->
 def _named(request: web.Request, error: web.HTTPException) -> VllmdError:
     """One of aiohttp's own refusals, in our words."""
     if isinstance(error, web.HTTPNotFound):
-        return RouteNotFound(f"nothing is served at {request.path}", "the routes are listed in the manual")
+        return RouteNotFound(f"nothing is served at {request.path}", "README.md shows the routes")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.method} does not fit {request.path}", f"use {allowed}")

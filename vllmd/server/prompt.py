@@ -43,7 +43,7 @@ class Prompt:
         model = choose_model(asked.model, self._config.models, self._config.default_model)
         body = wire.dumps(chat_body(asked, model, self._config)).encode()
         call = make_call(request, model=model, path=wire.CHAT_COMPLETIONS, body=body, stream=asked.stream)
-        door = TextDoor(request, call, self._config.sse.keepalive_s) if asked.stream else JsonDoor(request, call)
+        door = TextDoor(request, call) if asked.stream else JsonDoor(request, call)
         await self._relay.carry(call, door)
         assert door.response is not None, "a call that ends without an error has an answer"
         return door.response
@@ -69,13 +69,11 @@ class TextDoor(Door):
 
     Args:
         call: for its times.
-        keepalive_s: seconds between two pings.
     """
 
-    def __init__(self, request: web.Request, call: Call, keepalive_s: float) -> None:
+    def __init__(self, request: web.Request, call: Call) -> None:
         super().__init__(request)
         self._call = call
-        self._keepalive_s = keepalive_s
         self._events: EventSourceResponse | None = None
         self._first_text_at: float | None = None
         self._finish_reason: str | None = None
@@ -123,8 +121,11 @@ class TextDoor(Door):
     async def _stream(self) -> EventSourceResponse:
         if self._events is None:
             require_client(self.request)
-            self._events = EventSourceResponse(sep="\n", allow_all_methods=True, ping_interval=self._keepalive_s)
+            # Its pings would go on after the answer's end, and its timeout would cut off slow readers. Whoever writes
+            # here keeps the client awake as well: the queue while it waits, the relay's Silence afterwards.
+            self._events = EventSourceResponse(sep="\n", allow_all_methods=True, send_timeout=None)
             await self._events.prepare(self.request)
+            self._events.stop_streaming()
             self.response = self._events
         return self._events
 

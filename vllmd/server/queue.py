@@ -93,4 +93,5 @@ def not_ready(supervisor: Supervisor) -> Unavailable:
         return EngineFailed(f"{supervisor.name} failed: {verdict.message}", verdict.hint or "see: vllmctl status")
     if engine.state is State.STOPPED:
         return NotReady(f"{supervisor.name} is not loaded", f"load it:  vllmctl load {supervisor.name}")
-    return NotReady(f"{supervisor.name} is not ready: {supervisor.status.sentence()}", "", RETRY_AFTER_S)
+    hint = verdict.hint if verdict and engine.crashes else ""
+    return NotReady(f"{supervisor.name} is not ready: {supervisor.status.sentence()}", hint, RETRY_AFTER_S)

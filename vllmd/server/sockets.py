@@ -38,6 +38,7 @@ def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socke
     """
     passed = list(_passed(environ))
     if passed:
+        _refuse_networks(passed)
         yield passed
         return
     with ExitStack() as stack:
@@ -63,6 +64,17 @@ async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> Asy
         yield Doors(runner)
     finally:
         await runner.cleanup()
+
+
+def _refuse_networks(passed: Sequence[socket.socket]) -> None:
+    """Sockets of systemd's keep to the same rule as `listen.tcp`: without keys, this machine alone."""
+    for each in passed:
+        where = _address_of(each)
+        if isinstance(where, TcpAddress) and not where.is_loopback:
+            raise AddressError(
+                f"systemd passes {where}, which other machines can reach, and vllmd has no keys to guard it",
+                "write ListenStream=127.0.0.1:PORT in a drop-in of vllmd.socket",
+            )
 
 
 def _logger() -> logging.Logger:
@@ -128,9 +140,9 @@ def _bind_tcp(where: Address) -> Iterator[socket.socket]:
 def _bind_unix(where: Address, listen: Listen) -> Iterator[socket.socket]:
     assert isinstance(where, UnixAddress), "config has checked it"
     path = Path(where.path)
-    _make_way(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as opened:
         try:
+            _make_way(path)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             # Not even for a moment may the socket be open to more people than the configuration says.
             before = os.umask(0o177)

@@ -1,0 +1,197 @@
+"""Faults of a real vLLM under a running stream: what the client sees, what stays alive, how long until the next token.
+
+`pytest -s tests/system/test_chaos_real.py` prints the table that stands in ARCHITECTURE.md. One vllmd for all, since
+each start of the engine takes a minute; so the tests build on each other only in that each leaves a ready engine.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import demo
+import prepare
+import pytest
+from asking import Exchange
+from daemons import UGLY, Daemon
+from generations import GONE_WITHIN_S, find, processes, watched
+from steady_load import BROKEN, CHAT, COMPLETE, Clients, Question, question
+from waiting import until
+
+from vllmd.engine.environment import ensure
+from vllmd.wire import ModelStatus
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
+
+STARTS_WITHIN_S = 900.0
+STALL_S = 8.0
+SUPERVISION = {"stall_s": STALL_S, "probe_interval_s": 5, "probe_timeout_s": 60, "stop_timeout_s": 20}
+
+LEADER = "leader"
+FAULTS = {
+    "kill -9 of the API server": (LEADER, signal.SIGKILL),
+    "kill -9 of EngineCore": ("VLLM::EngineCor", signal.SIGKILL),
+    "kill -9 of a Worker": ("VLLM::Worker", signal.SIGKILL),
+    "SIGSTOP of EngineCore": ("VLLM::EngineCor", signal.SIGSTOP),
+}
+
+Row = tuple[str, str, str, str, str]
+
+
+class RealDaemon(Daemon):
+    """A daemon whose engine prints tracebacks of its own."""
+
+    @property
+    def log(self) -> str:
+        lines = super().log.splitlines()
+        return "\n".join(line for line in lines if not (" INFO tiny: " in line and UGLY.search(line)))
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[list[Row]]:
+    """What the tests measured; printed at the end."""
+    rows: list[Row] = [
+        (
+            "fault, with a stream running",
+            "what the stream saw",
+            "after",
+            "all processes gone after",
+            "next token after",
+        ),
+        ("---", "---", "---", "---", "---"),
+    ]
+    yield rows
+    print("\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    model = asyncio.run(prepare.prepare(demo.STATE, print))
+    environment = asyncio.run(ensure(prepare.ENGINE, demo.STATE / "environments", "", print))
+    daemon = RealDaemon(
+        models={"tiny": real_model(model)},
+        environment={"path": str(environment.root)},
+        paths={"cache": str(demo.STATE / "cache")},
+        supervision=SUPERVISION,
+    )
+    try:
+        daemon.launch()
+        daemon.wait_for("ready", STARTS_WITHIN_S)
+        yield daemon
+    finally:
+        daemon.see_to_its_end()
+
+
+def real_model(model: Path) -> dict[str, Any]:
+    """The demo's table."""
+    return {
+        "model": str(model),
+        "args": {"dtype": "float32", "max-model-len": 2048, "enforce-eager": True},
+        "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+    }
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What an undisturbed engine answers: a few tokens, and more than comes before any fault."""
+
+    short: str
+    long: str
+
+
+SHORT, LONG, ENDLESS = 5, 300, 1900
+"""Lengths of answers, in tokens."""
+
+
+def counting(daemon: Daemon, max_tokens: int, text: str = "", *, stream: bool = True) -> Question:
+    """A question that is answered with so many tokens, and always the same ones."""
+    more = {"temperature": 0, "ignore_eos": True}
+    return question(daemon.unix, CHAT, stream=stream, max_tokens=max_tokens, text=text, finish="length", **more)
+
+
+def whole_answer(daemon: Daemon, max_tokens: int) -> str:
+    """The text of an answer in one piece."""
+
+    async def ask() -> Exchange:
+        asked = counting(daemon, max_tokens, stream=False)
+        async with asked.door.stream(asked.path, asked.body) as answer:
+            async for _ in answer.pieces():
+                pass
+        return answer
+
+    answer = asyncio.run(ask()).json()
+    assert answer["usage"]["completion_tokens"] == max_tokens
+    return str(answer["choices"][0]["message"]["content"])
+
+
+@pytest.fixture(scope="module")
+def texts(daemon: Daemon) -> Texts:
+    return Texts(whole_answer(daemon, SHORT), whole_answer(daemon, LONG))
+
+
+async def until_text(clients: Clients, pieces: int) -> None:
+    await until(lambda: len(clients.tokens_at) >= pieces or clients.wrong, "a stream that flows", 300)
+    assert not clients.wrong
+
+
+def test_a_long_answer_in_one_piece_is_not_taken_for_a_hang(daemon: Daemon) -> None:
+    before, began_at = daemon.model(), time.monotonic()
+    whole_answer(daemon, LONG)
+    assert time.monotonic() - began_at > STALL_S, "it has to take longer than an engine may be silent"
+    assert (daemon.model().generation, daemon.model().state) == (before.generation, "ready")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_fault_is_told_and_mended(daemon: Daemon, texts: Texts, rows: list[Row], fault: str) -> None:
+    clients, before = Clients(STARTS_WITHIN_S), daemon.model()
+    async with watched(daemon) as witness:
+        stream = asyncio.create_task(clients.ask(counting(daemon, ENDLESS, texts.long)))
+        await until_text(clients, 10)
+        struck_at = strike(daemon, before, *FAULTS[fault])
+        await stream
+        told_s = time.monotonic() - struck_at
+        assert (dict(clients.saw), clients.wrong) == ({BROKEN: 1}, [])
+        token_s = await ask_again(daemon, clients, texts) - struck_at
+    assert not witness.wrong
+    after = daemon.model()
+    assert (after.generation, after.restarts) == (before.generation + 1, before.restarts + 1)
+    assert set(processes(daemon)) == {after.generation}
+    rows.append((fault, "one error event", f"{told_s:.1f} s", f"{witness.slowest_s:.1f} s", f"{token_s:.0f} s"))
+
+
+def strike(daemon: Daemon, engine: ModelStatus, name: str, number: signal.Signals) -> float:
+    """Sends a signal to one of the engine's processes; returns when."""
+    pid = engine.pid if name == LEADER else find(daemon, engine.generation, name)
+    assert pid, f"there is no {name}"
+    os.kill(pid, number)
+    return time.monotonic()
+
+
+async def ask_again(daemon: Daemon, clients: Clients, texts: Texts) -> float:
+    """A question that is held until the next engine is ready; returns when its first token came."""
+    clients.forget()
+    await clients.ask(counting(daemon, SHORT, texts.short))
+    assert (dict(clients.saw), clients.wrong) == ({COMPLETE: 1}, [])
+    return clients.tokens_at[0]
+
+
+async def test_kill_9_of_vllmd_ends_everything(daemon: Daemon, texts: Texts, rows: list[Row]) -> None:
+    asked = counting(daemon, ENDLESS)
+    async with asked.door.stream(asked.path, asked.body) as stream:
+        await stream.until(b'"content"', 10)
+        struck_at = time.monotonic()
+        daemon.signal(signal.SIGKILL)
+        await stream.end()
+    told_s = time.monotonic() - struck_at
+    assert stream.cut, "a dead vllmd cannot say a word, but HTTP shows that the answer is not complete"
+    await until(lambda: not daemon.everybody(), "everything to be gone with vllmd", GONE_WITHIN_S)
+    gone_s = time.monotonic() - struck_at
+    daemon.wait()
+    daemon.launch()
+    daemon.wait_for("")
+    token_s = await ask_again(daemon, Clients(STARTS_WITHIN_S), texts) - struck_at
+    rows.append(("kill -9 of vllmd, started anew", "cut off", f"{told_s:.1f} s", f"{gone_s:.1f} s", f"{token_s:.0f} s"))

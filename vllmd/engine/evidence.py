@@ -1,0 +1,127 @@
+"""What can be learned of an engine while it still lies there: its processes, their stacks, and the GPUs.
+
+Everything here is optional and bounded in time: an examination that fails leaves a sentence instead of a finding, and
+never delays the end of the engine by more than `LIMIT_S`.
+"""
+
+import asyncio
+import os
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllmd.engine import gpu
+from vllmd.engine.guard import children
+from vllmd.engine.run import run
+
+LIMIT_S = 10.0
+STACK_LINES = 200
+"""Lines of one process's stacks that are kept."""
+
+
+@dataclass(frozen=True)
+class ProcessFacts:
+    """One process of the engine (proc(5)).
+
+    Args:
+        state: R running, S sleeping, D waiting for the disk, T stopped, Z dead.
+        cpu_s: CPU seconds that it has used.
+        rss_mib: memory that it holds.
+        waits_in: the kernel function that it sleeps in; empty if it may not be known.
+    """
+
+    pid: int
+    name: str
+    state: str
+    cpu_s: float
+    rss_mib: int
+    waits_in: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The findings.
+
+    Args:
+        processes: the engine's processes, the guard first.
+        stacks: process number → what py-spy says, or why it says nothing.
+        gpus: a line for each GPU; empty where there is no way to ask.
+    """
+
+    processes: tuple[ProcessFacts, ...] = ()
+    stacks: tuple[tuple[int, str], ...] = ()
+    gpus: tuple[str, ...] = ()
+
+
+async def examine(guard: int) -> Evidence:
+    """Looks at the engine below that guard; returns what there is after at most `LIMIT_S` seconds."""
+    processes = tuple(facts for pid in family(guard) if (facts := process_facts(pid)))
+    pythons = [each.pid for each in processes if each.pid != guard]
+    stacks: dict[int, str] = {}
+    gpus: list[str] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LIMIT_S):
+            await asyncio.gather(_keep_gpus(gpus), *(_keep_stack(pid, stacks) for pid in pythons))
+    return Evidence(processes, tuple(stacks.items()), tuple(gpus))
+
+
+def family(root: int) -> list[int]:
+    """A process and all its descendants, parents first."""
+    found = [root]
+    for pid in found:
+        found += children(pid)
+    return found
+
+
+def cpu_s(root: int) -> float:
+    """CPU seconds that a process and its living descendants have used: whatever they are doing, it is work."""
+    return sum(facts.cpu_s for pid in family(root) if (facts := process_facts(pid)))
+
+
+def process_facts(pid: int) -> ProcessFacts | None:
+    """What /proc says of a process; None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    name, _, rest = stat.partition("(")[2].rpartition(")")
+    field = rest.split()  # field[0] is number 3 of proc_pid_stat(5)
+    return ProcessFacts(
+        pid=pid,
+        name=name,
+        state=field[0],
+        cpu_s=(int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK"),
+        rss_mib=int(field[21]) * os.sysconf("SC_PAGE_SIZE") >> 20,
+        waits_in=_read(f"/proc/{pid}/wchan").strip("0"),
+    )
+
+
+def _read(path: str) -> str:
+    with suppress(OSError):
+        return Path(path).read_text()
+    return ""
+
+
+async def _keep_gpus(found: list[str]) -> None:
+    found += await gpu.facts()
+
+
+async def _keep_stack(pid: int, stacks: dict[int, str]) -> None:
+    stacks[pid] = "py-spy did not finish in time"
+    stacks[pid] = await _stack(pid)
+
+
+async def _stack(pid: int) -> str:
+    """The stacks of a Python process, each thread's. py-spy must be allowed to read its memory (ptrace(2))."""
+    spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    if spy is None:
+        return "py-spy is not installed"
+    lines: list[str] = []
+    # Not blocking: a process must not be paused by a look at it.
+    try:
+        status = await run([spy, "dump", "--nonblocking", "--pid", str(pid)], os.environ, lines.append)
+    except (OSError, ValueError) as error:
+        return f"py-spy could not be run: {error}"
+    return "\n".join(lines[:STACK_LINES]) if status == 0 else f"py-spy could not read it: {' '.join(lines[-2:])}"

@@ -1,0 +1,73 @@
+"""What the GPU's driver says (NVML), where nvidia-ml-py is installed and there is a driver.
+
+A driver can fail in many ways and can block for long, so every question is asked in a thread, and every failure is an
+answer: none, or a sentence.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+BACK_WITHIN_S = 30.0
+PAUSE_S = 0.2
+
+
+async def facts() -> tuple[str, ...]:
+    """Memory and load of each GPU, a line for each; nothing where there is no way to ask."""
+    return await asyncio.to_thread(_facts)
+
+
+async def memory_is_back(pids: set[int]) -> None:
+    """Waits until the driver counts no memory for these dead processes any more; the next engine may need it.
+
+    Returns at once where nobody can be asked, and after `BACK_WITHIN_S` seconds with a line in the log.
+    """
+    deadline = asyncio.get_running_loop().time() + BACK_WITHIN_S
+    while held := await asyncio.to_thread(_memory_of, pids):
+        if asyncio.get_running_loop().time() > deadline:
+            log.warning("the GPU's driver still counts %d MiB for an engine that has ended", held >> 20)
+            return
+        await asyncio.sleep(PAUSE_S)
+
+
+def _facts() -> tuple[str, ...]:
+    nvml = _nvml()
+    if nvml is None:
+        return ()
+    try:
+        return tuple(_describe(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
+    except Exception as error:  # NVML's errors have no common name without the package
+        return (f"the driver does not answer: {error}",)
+
+
+def _describe(nvml: Any, number: int) -> str:
+    gpu = nvml.nvmlDeviceGetHandleByIndex(number)
+    memory, load = nvml.nvmlDeviceGetMemoryInfo(gpu), nvml.nvmlDeviceGetUtilizationRates(gpu)
+    return f"GPU {number}: {memory.used >> 20} of {memory.total >> 20} MiB used, {load.gpu} % busy"
+
+
+def _memory_of(pids: set[int]) -> int:
+    """Bytes of GPU memory that the driver counts for those processes."""
+    nvml = _nvml() if pids else None
+    if nvml is None:
+        return 0
+    try:
+        gpus = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        holders = [each for gpu in gpus for each in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
+        return sum(each.usedGpuMemory or 0 for each in holders if each.pid in pids)
+    except Exception as error:
+        log.warning("the GPU's driver does not say whether its memory is free: %s", error)
+        return 0
+
+
+def _nvml() -> Any:
+    """The module pynvml, ready for use; None without it or without a driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # the package, the library or the driver is missing: each has an exception of its own
+        return None
+    return pynvml

@@ -1,0 +1,115 @@
+"""What a generation has to know before it begins, and the directory that it lives in.
+
+The directory is a generation's own (0700): it holds the socket and TMPDIR, because vLLM neither unlinks a socket nor
+cleans up after itself. It goes when the last process has gone.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllmd import address
+from vllmd.config import EnvironmentSettings, Model, Paths
+from vllmd.engine import command, tree
+from vllmd.engine.environment import Environment
+from vllmd.engine.process import Command
+from vllmd.engine.runtime import make_private
+from vllmd.engine.startups import key_of
+from vllmd.errors import InstallError
+
+_ZMQ_NAME_BYTES = len("/tmp/") + 36
+"""vLLM puts Unix sockets named by a UUID into TMPDIR; the path must fit as well."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Args:
+        name, model: the model's table.
+        environment: which vLLM.
+        paths: the daemon's directories, all of them filled in.
+        environ: the daemon's environment variables.
+    """
+
+    name: str
+    model: Model
+    environment: EnvironmentSettings
+    paths: Paths
+    environ: Mapping[str, str]
+
+    @property
+    def slug(self) -> str:
+        """The model's name as part of a file name: short, and another one for every other model."""
+        return f"{re.sub('[^A-Za-z0-9]+', '-', self.name)[:12].strip('-')}-{key_of(self.name)[:6]}"
+
+    @property
+    def state(self) -> Path:
+        """What survives a restart."""
+        return Path(self.paths.state)
+
+    @property
+    def key(self) -> str:
+        """The same for starts that take about as long."""
+        vllm = self.environment.path or self.environment.requirement
+        return key_of(vllm, self.model.model, dict(self.model.args), dict(self.model.env))
+
+    def directory(self, number: int) -> Path:
+        """The directory of generation `number`."""
+        return Path(self.paths.runtime) / f"{self.slug}.{number}"
+
+    def socket(self, number: int) -> Path:
+        """Where generation `number` listens once it is ready."""
+        return self.directory(number) / "api.sock"
+
+    def check(self) -> None:
+        """Raises AddressError if the directories leave no room for the engine's socket paths."""
+        address.check_unix_path(f"{self.directory(99999)}{'x' * _ZMQ_NAME_BYTES}")
+
+    def existing_environment(self) -> Environment:
+        """The environment that `environment.path` names. Raises InstallError if it is none."""
+        environment = Environment(Path(self.environment.path).expanduser())
+        if not environment.vllm.exists():
+            missing = f"there is no vLLM in {environment.root}: {environment.vllm} is missing"
+            raise InstallError(missing, "correct environment.path")
+        return environment
+
+    def command(self, number: int, environment: Environment) -> Command:
+        """What generation `number` runs."""
+        argv = command.serve(
+            self.name, self.model, python=environment.python, vllm=environment.vllm, socket=self.socket(number)
+        )
+        environ = command.environ(
+            self.environ,
+            self.model,
+            directory=self.directory(number),
+            cache=Path(self.paths.cache),
+            binaries=environment.root / "bin",
+        )
+        return Command(argv, environ, self.directory(number))
+
+    @contextmanager
+    def fresh_directory(self, number: int) -> Iterator[None]:
+        """The directory of generation `number`, empty but for `tmp`; gone afterwards.
+
+        Directories of other generations can only be left from a vllmd that was killed together with the engine's
+        guard. Whoever still lives in one is known by its TMPDIR, and ended first.
+        """
+        directory = self.directory(number)
+        make_private(directory.parent)
+        for leftover in directory.parent.glob(f"{self.slug}.*"):
+            tree.sweep(_tmpdir(leftover))
+            shutil.rmtree(leftover, ignore_errors=True)
+        (directory / "tmp").mkdir(mode=0o700, parents=True)
+        directory.chmod(0o700)
+        try:
+            yield
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _tmpdir(directory: Path) -> str:
+    return f"TMPDIR={directory / 'tmp'}"
