@@ -220,7 +220,7 @@ async def _unless_hurried(
     *works: Coroutine[Any, Any, None], signals: "asyncio.Queue[signal.Signals]", timeout_s: float | None = None
 ) -> None:
     """Waits for all of `works`, but only until another signal comes or the time is up."""
-    done, hurry = asyncio.gather(*works), asyncio.ensure_future(signals.get())
-    await asyncio.wait([done, hurry], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for each in (done, hurry):
+    awaited: list[asyncio.Future[Any]] = [asyncio.gather(*works), asyncio.ensure_future(signals.get())]
+    await asyncio.wait(awaited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for each in awaited:
         each.cancel()
