@@ -219,8 +219,11 @@ async def _drain(calls: Calls, drain_s: float, signals: "asyncio.Queue[signal.Si
 async def _unless_hurried(
     *works: Coroutine[Any, Any, None], signals: "asyncio.Queue[signal.Signals]", timeout_s: float | None = None
 ) -> None:
-    """Waits for all of `works`, but only until another signal comes or the time is up."""
-    awaited: list[asyncio.Future[Any]] = [asyncio.gather(*works), asyncio.ensure_future(signals.get())]
+    """Waits for all of `works`, but only until another signal comes or the time is up; then they are called off."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    hurry = asyncio.ensure_future(signals.get())
+    all_done = asyncio.ensure_future(asyncio.wait(tasks))
+    awaited: list[asyncio.Future[Any]] = [all_done, hurry]
     await asyncio.wait(awaited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for each in awaited:
+    for each in (*awaited, *tasks):
         each.cancel()

@@ -289,7 +289,7 @@ def test_a_client_of_http_1_0_such_as_nginx_is_served(daemon: Daemon, path: str,
     body = json.dumps({**(HELLO if path == CHAT else {"prompt": "x"}), "stream": stream}).encode()
     with socket.create_connection(("127.0.0.1", daemon.port), timeout=30) as connection:
         connection.sendall(
-            b"POST %b HTTP/1.0\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+            b"POST %b HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
             % (path.encode(), len(body), body)
         )
         received = b"".join(iter(lambda: connection.recv(65536), b""))

@@ -2,28 +2,32 @@
 
 import fcntl
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vllmd.errors import AddressError
 
+_ANOTHER = "choose another directory for paths.runtime"
+
 
 def make_private(path: Path) -> None:
     """Makes `path` (0700) with its parents, or closes one that exists to everybody else.
 
     Raises:
-        AddressError: it, or the directory it lies in, belongs to somebody who could then take the engine's place.
+        AddressError: it cannot be made, or it or the directory it lies in belongs to somebody who could then take the
+            engine's place.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
-    for each in (path.parent, path):
-        facts = each.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid not in (0, os.getuid()):
-            raise AddressError(f"{each} belongs to another user", "choose another directory for paths.runtime")
-    if path.lstat().st_uid == os.getuid():
-        path.chmod(0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        for each in (path.parent, path):
+            if each.lstat().st_uid not in (0, os.getuid()):
+                raise AddressError(f"{each} belongs to another user", _ANOTHER)
+        if path.lstat().st_uid == os.getuid():
+            path.chmod(0o700)
+    except OSError as error:
+        raise AddressError(f"cannot use {path}: {error.strerror or error}", _ANOTHER) from None
 
 
 @contextmanager
