@@ -1,5 +1,6 @@
 """Fixtures for every test: real daemons on the fake engine."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -50,3 +51,9 @@ def start() -> Iterator[Start]:
             return stack.enter_context(running(Daemon(**how), ready=ready))
 
         yield start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_works() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
