@@ -183,7 +183,7 @@ class Door:
         Args:
             body: bytes as they are, or a value for JSON; None makes it a GET.
             method: another one than GET without and POST with a body.
-            headers: beside host and content-length.
+            headers: beside host and content-length, or in their place.
         """
         reader, writer = await self.connect()
         writer.write(request(path, body, method=method, headers=headers))
@@ -215,6 +215,6 @@ def request(path: str, body: Any = None, *, method: str = "", headers: Mapping[s
     """The bytes of a request."""
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     verb = method or ("GET" if body is None else "POST")
-    lines = [f"{verb} {path} HTTP/1.1", "host: localhost", f"content-length: {len(content)}"]
-    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    fields = {"host": "localhost", "content-length": str(len(content)), **(headers or {})}
+    lines = [f"{verb} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode() + content

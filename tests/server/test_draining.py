@@ -15,7 +15,12 @@ CHAT = "/v1/chat/completions"
 PROMPT = "/api/prompt"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 STREAM = {**HELLO, "stream": True}
-KINDS = ((CHAT, STREAM), (CHAT, HELLO), (PROMPT, {"prompt": "x"}), (PROMPT, {"prompt": "x", "stream": False}))
+KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (CHAT, STREAM),
+    (CHAT, HELLO),
+    (PROMPT, {"prompt": "x"}),
+    (PROMPT, {"prompt": "x", "stream": False}),
+)
 
 
 async def answers_begin(daemon: Daemon, kinds: Any = KINDS) -> list[Exchange]:

@@ -303,7 +303,9 @@ async def test_one_connection_serves_many_requests(daemon: Daemon, door: Door) -
     reader, writer = await door.connect()
     for number in range(3):
         body = json.dumps(HELLO).encode()
-        writer.write(b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        writer.write(
+            b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body)
+        )
         exchange = await Exchange(reader, writer).until(b"tok15")
         assert exchange.whole, number
     await exchange.leave()

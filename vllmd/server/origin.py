@@ -37,8 +37,15 @@ def _check(host: str | None, origin: str | None, known: frozenset[str]) -> None:
     """Raises Denied for a foreign Host, and for a page of another origin. What sends no Host is no browser."""
     if host is not None and _name(host) not in known:
         raise Denied(f"the Host {host!r} is not one of this service's", "use localhost, or add it to listen.hosts")
-    if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
+    if origin is not None and _authority(origin) != (host or "").lower():
         raise Denied(f"a page of {origin!r} may not use this service", "open the page from this service itself")
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str | None:
