@@ -84,6 +84,14 @@ def test_the_model_knows_the_capital_of_france(service: Service) -> None:
     assert answer.stderr == ""
 
 
+def test_the_start_was_followed_phase_by_phase(service: Service) -> None:
+    """What the supervisor read off the log of this start is what it remembers to estimate the next one."""
+    *_, timeline = json.loads((demo.STATE / "startups.json").read_text()).values()
+    assert list(timeline["begun_s"]) == ["starting up", "loading weights", "warming up"]
+    assert sorted(timeline["begun_s"].values()) == list(timeline["begun_s"].values())
+    assert timeline["total_s"] > timeline["begun_s"]["warming up"]
+
+
 def test_a_pipeline_goes_through(service: Service, tmp_path: Path) -> None:
     script = (
         f'echo "The red door is number 7." | "$@" chat "Which number has the red door?" -t 0 -n 40 | tee {tmp_path}/f'
