@@ -160,8 +160,8 @@ class Generation:
             async with self._watching(process):
                 end = await process.wait()
         self._process = None
-        oom_kills = None if killed_before is None else (memory.oom_kills() or 0) - killed_before
-        return explain(end, tuple(self.lines), was_ready=self.was_ready, asked=self._asked_to_end, oom_kills=oom_kills)
+        killed = memory.kills_since(killed_before)
+        return explain(end, tuple(self.lines), was_ready=self.was_ready, asked=self._asked_to_end, oom_kills=killed)
 
     @asynccontextmanager
     async def _watching(self, process: Process) -> AsyncIterator[None]:

@@ -19,6 +19,12 @@ def oom_kills() -> int | None:
     return None
 
 
+def kills_since(before: int | None) -> int | None:
+    """How many more there are than `before`; None unless somebody counted then and counts now."""
+    now = oom_kills()
+    return None if before is None or now is None else now - before
+
+
 def _count(file: Path) -> int | None:
     with suppress(OSError):
         words = dict(line.split() for line in file.read_text().splitlines() if len(line.split()) == 2)
