@@ -77,6 +77,7 @@ class Queue:
 
     wait_s: float = option(900.0, "seconds a request may wait for its model", minimum=0)
     limit: int = option(256, "requests that may wait at once; one more gets 503", minimum=0)
+    running: int = option(256, "requests of one model in its engine at once; max-num-seqs goes before it", minimum=1)
     status_after_s: float = option(5.0, "seconds after which a waiting stream gets status comments", minimum=0)
 
 
@@ -92,14 +93,17 @@ class Relay:
     """Streams between engine and client."""
 
     stall_s: float = option(300.0, "seconds of silence after which an engine's stream counts as broken", minimum=0.05)
+    send_stall_s: float = option(300.0, "seconds after which a client that reads nothing is cut off", minimum=0.05)
     drain_s: float = option(30.0, "seconds that running streams get to finish when vllmd stops", minimum=0)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Requests whose engine died before the first byte."""
+    """Requests whose engine died."""
 
-    limit: int = option(2, "times such a request is sent again", minimum=0)
+    limit: int = option(2, "times that a request is sent again, or an answer continued", minimum=0)
+    continuation: bool = option(True, "whether a new engine continues a chat stream in mid-answer")
+    continuation_bytes: int = option(65536, "longest text that is kept for it, in bytes a stream", minimum=0)
 
 
 @dataclass(frozen=True)
