@@ -8,6 +8,10 @@ What it does was read from recordings of vLLM 0.32.0; tests/engine/test_fake_vll
 mean something here: --uds or --host/--port, --served-model-name, --max-model-len, --max-num-seqs,
 --max-num-queued-reqs, --shutdown-timeout, --sse-keep-alive-interval, --disable-uvicorn-access-log.
 
+A partial answer (continue_final_message) is gone on with: where it is the beginning of the answer that this engine
+gives, right there, as a sure model does; another one by as many words later ("tokN …"). max_tokens counts what is new;
+the partial answer counts as prompt, in usage as in /tokenize.
+
 Knobs are environment variables FAKE_*, or the same names in lower case without FAKE_ in the JSON file that
 FAKE_CONTROL names: `control(path, tokens_per_s=5)` writes it; it is read again at each request and each token (the
 start-up knobs when the process starts). The file outlives the process: the next generation reads it too.
@@ -27,6 +31,8 @@ start-up knobs when the process starts). The file outlives the process: the next
     ECHO            0       1: answer with the last user message
     SPLIT           words   what a token is: words, chars, or bytes (a character of n bytes takes n tokens, the
                             first n-1 of them empty, as in byte-level BPE)
+    TEMPLATE        trim    what the chat template does to a partial answer: trim its whitespace, keep it as it is,
+                            think (trim, and put empty thoughts of two tokens before it), refuse (400)
     EOS             0       1: "stop" comes in an event of its own, empty and counted as a token, as in vLLM
     TOKENS_PER_S    0       pace of each stream; 0 is as fast as possible
     PREFILL_S       0       silence between the response's head and the first event

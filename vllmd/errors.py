@@ -11,6 +11,7 @@ VllmdError
 │   └── Denied
 ├── Unavailable              vllmd cannot serve now; later it may
 │   ├── Overloaded
+│   ├── TooMany
 │   ├── NotReady
 │   └── EngineFailed
 ├── EngineError              the engine did something wrong
@@ -125,6 +126,10 @@ class Overloaded(Unavailable):
     """The queue is full."""
 
 
+class TooMany(Unavailable):
+    """The queue is full, and it is the caller who fills it while others wait too."""
+
+
 class NotReady(Unavailable):
     """The model did not become ready in the time that the request could wait."""
 
@@ -203,6 +208,7 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     Denied: Outcome(403, "permission_error", "denied", ExitStatus.DENIED),
     Unavailable: Outcome(503, "server_error", "unavailable", ExitStatus.ERROR),
     Overloaded: Outcome(503, "server_error", "overloaded", ExitStatus.ERROR),
+    TooMany: Outcome(429, "rate_limit_error", "too_many_requests", ExitStatus.ERROR),
     NotReady: Outcome(503, "server_error", "not_ready", ExitStatus.NOT_RUNNING),
     EngineFailed: Outcome(503, "server_error", "engine_failed", ExitStatus.ERROR),
     EngineError: Outcome(502, "server_error", "engine_error", ExitStatus.ERROR),

@@ -26,6 +26,12 @@ SHOWN_CHARACTERS = 500
 WAIT_HEADER = "X-Vllmd-Wait"
 """`0`: answer 503 at once instead of waiting for the model."""
 
+REPLAYED_HEADER = "X-Vllmd-Replayed"
+"""How often a request was sent again because its engine died before the first byte; left out where it was not."""
+
+CONTINUED_HEADER = "X-Vllmd-Continued"
+"""A trailer: how often another engine went on with an answer whose engine had died; left out where none did."""
+
 
 @dataclass(frozen=True)
 class ModelStatus:
@@ -97,6 +103,21 @@ def _about(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
+class Continued:
+    """An answer that broke off because its engine died, and goes on.
+
+    Args:
+        model: its name.
+        request: the request's id.
+        generation: the number of the engine that goes on.
+    """
+
+    model: str
+    request: str
+    generation: int
+
+
+@dataclass(frozen=True)
 class Status:
     """The daemon as it is now; `state` and `model` are those of the default model."""
 
@@ -124,7 +145,7 @@ def dumps(value: object) -> str:
     return text
 
 
-def to_json(value: Status | ModelStatus) -> dict[str, Any]:
+def to_json(value: Status | ModelStatus | Continued) -> dict[str, Any]:
     """A status as JSON has it."""
     return asdict(value)
 

@@ -16,7 +16,7 @@ from typing import Any
 import fake_vllm
 import pytest
 from fake_engine.knobs import Knobs
-from fake_engine.running import Answer, clean_up, running, spawn
+from fake_engine.running import Answer, Fake, clean_up, running, spawn
 from waiting import alive, descendants, processes_with_environ, until, until_sync
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -292,13 +292,63 @@ async def test_chopped_streams_are_the_same_bytes(tmp_path: Path) -> None:
     assert len(chopped.chunks) > 2 * len(plain.chunks)
 
 
-async def test_a_continuation_joins(tmp_path: Path) -> None:
+@pytest.mark.parametrize("knobs", [{}, {"split": "chars"}, {"split": "bytes"}, {"template": "keep"}, {"eos": 1}])
+async def test_a_partial_answer_is_gone_on_with(tmp_path: Path, knobs: dict[str, object]) -> None:
+    text = "Grüße,\n\n 世界 und alles ist gut"
+    async with running(tmp_path, text=text, **knobs) as fake:
+        whole = usage_of(await fake.call(CHAT, STREAM | USAGE))
+        for cut in range(1, 6):
+            part = await fake.call(CHAT, STREAM | {"max_tokens": cut})
+            said = part.text.rstrip()
+            rest = await fake.call(CHAT, STREAM | USAGE | going_on(said))
+            assert said + rest.text == text
+            assert usage_of(rest)["total_tokens"] == whole["total_tokens"]
+            counted = [await count(fake, HELLO | more) for more in ({}, going_on(said))]
+            assert counted == [whole["prompt_tokens"], usage_of(rest)["prompt_tokens"]]
+            assert await count(fake, {"prompt": said}) == counted[1] - counted[0]
+
+
+async def test_whitespace_at_the_end_of_a_partial_answer_goes_with_the_template(tmp_path: Path) -> None:
     async with running(tmp_path) as fake:
-        whole = (await fake.call(CHAT, STREAM)).text
-        part = (await fake.call(CHAT, STREAM | {"max_tokens": 6})).text
-        messages = [*HELLO["messages"], {"role": "assistant", "content": part}]
-        more = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
-        assert part + (await fake.call(CHAT, STREAM | more)).text == whole
+        assert (await fake.call(CHAT, STREAM | going_on("tok0 tok1 "))).text.startswith(" tok2")
+        assert (await fake.call(CHAT, STREAM | going_on(" \n"))).text.startswith("tok0 tok1")
+        fake.control(template="keep")
+        assert (await fake.call(CHAT, STREAM | going_on("tok0 tok1 "))).text.startswith("tok2")
+
+
+async def test_another_engines_words_count(tmp_path: Path) -> None:
+    async with running(tmp_path) as fake:
+        answer = await fake.call(CHAT, STREAM | going_on("Once upon a time") | {"max_tokens": 2})
+        assert answer.text == " tok4 tok5"
+        answer = await fake.call(CHAT, STREAM | going_on("tok0 tok1") | {"max_tokens": 20, "ignore_eos": True})
+        assert answer.text.endswith("tok14 tok15tok0 tok1 tok2 tok3 tok4 tok5")
+
+
+async def test_templates_that_take_no_partial_answer(tmp_path: Path) -> None:
+    async with running(tmp_path, template="refuse") as fake:
+        assert (await fake.call(CHAT, STREAM | going_on("tok0"))).status == 400
+        assert (await fake.call("/tokenize", HELLO | going_on("tok0"))).status == 400
+        fake.control(template="think")
+        assert await count(fake, HELLO | going_on("tok0")) == 3 + 2 + 1
+
+
+USAGE = {"stream_options": {"include_usage": True}}
+
+
+def going_on(said: str) -> dict[str, Any]:
+    messages = [*HELLO["messages"], {"role": "assistant", "content": said}]
+    return {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
+
+
+def usage_of(answer: Answer) -> dict[str, int]:
+    usage: dict[str, int] = json.loads(answer.events[-2].removeprefix("data: "))["usage"]
+    return usage
+
+
+async def count(fake: Fake, body: dict[str, Any]) -> int:
+    counted = json.loads((await fake.call("/tokenize", body)).content)
+    assert counted["count"] == len(counted["tokens"])
+    return int(counted["count"])
 
 
 async def test_keep_alive_comments_fill_the_prefill(tmp_path: Path) -> None:

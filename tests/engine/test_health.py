@@ -13,6 +13,7 @@ from typing import Any
 
 import fake_vllm
 import pytest
+from taking import take
 from waiting import processes_with_environ, until
 
 from vllmd.config import EnvironmentSettings, Model, Paths
@@ -65,12 +66,11 @@ class Bench:
         client = self.supervisor.client
         assert client is not None
         text = json.dumps({"messages": [{"role": "user", "content": "x"}], **body}).encode()
-        async with client.send("POST", "/v1/chat/completions", body=text, headers={}) as answer:
-            if answer.is_stream:
-                async for chunk in answer.chunks():
-                    self.chunks.append(chunk)
-                return b"".join(self.chunks)
-            return await answer.read()
+        async with client.send("POST", "/v1/chat/completions", body=text, headers={}) as exchange:
+            if not (await exchange.head()).is_stream:
+                return await exchange.read()
+            await take(client, exchange, self.chunks.append)
+            return b"".join(self.chunks)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_engine.running import Fake, running
+from taking import take
 from waiting import until
 
 from vllmd.engine.client import EngineClient
@@ -39,6 +40,12 @@ async def check(client: EngineClient, patience_s: float) -> None:
 async def engine(folder: Path, *flags: str, **knobs: object) -> AsyncIterator[tuple[Fake, EngineClient]]:
     async with running(folder, *flags, **knobs) as fake, EngineClient(fake.uds) as client:
         yield fake, client
+
+
+async def complete(client: EngineClient, content: bytes) -> None:
+    """Asks for a completion, and takes it to its end. Raises what ends it early."""
+    async with client.send("POST", "/v1/completions", body=content) as exchange:
+        await take(client, exchange)
 
 
 def body(**more: Any) -> bytes:
@@ -108,13 +115,7 @@ async def test_a_client_that_is_closed_takes_no_more_requests(folder: Path) -> N
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 async def test_tokens_for_others_are_a_proof_where_the_engine_is_full(folder: Path, stream: bool) -> None:
     async with engine(folder, "--max-num-seqs=1", tokens=1000, tokens_per_s=50) as (fake, client):
-
-        async def read() -> None:
-            async with client.send("POST", "/v1/completions", body=body(stream=stream)) as answer:
-                async for _ in answer.chunks():
-                    pass
-
-        reader = asyncio.create_task(read())
+        reader = asyncio.create_task(complete(client, body(stream=stream)))
         await until(lambda: fake.journal("request"), "the engine to be full")
         await check(client, 0.4)
         fake.control(fault="hang")
@@ -127,9 +128,7 @@ async def test_tokens_for_others_are_a_proof_where_the_engine_is_full(folder: Pa
 
 async def test_what_came_before_the_probe_proves_nothing(folder: Path) -> None:
     async with engine(folder) as (fake, client):
-        async with client.send("POST", "/v1/completions", body=body(stream=True)) as answer:
-            async for _ in answer.chunks():
-                pass
+        await complete(client, body(stream=True))
         fake.control(fault="hang")
         with pytest.raises(ProbeFailed):
             await check(client, 0.3)
@@ -137,16 +136,9 @@ async def test_what_came_before_the_probe_proves_nothing(folder: Path) -> None:
 
 async def test_how_an_answer_is_cut_is_told(folder: Path) -> None:
     async with engine(folder) as (fake, client):
-
-        async def ask(stream: bool) -> None:
-            async with client.send("POST", "/v1/completions", body=body(stream=stream)) as answer:
-                if not stream:
-                    await answer.read()
-                async for _ in answer.chunks():
-                    pass
-
         fake.control(fault="cut-inside", fault_after=3, tokens_per_s=100)
         with pytest.raises(StreamBroken):
-            await ask(stream=True)
-        with pytest.raises(EngineUnreachable):
-            await ask(stream=False)
+            await complete(client, body(stream=True))
+        async with client.send("POST", "/v1/completions", body=body(stream=False)) as exchange:
+            with pytest.raises(EngineUnreachable):
+                await exchange.read()

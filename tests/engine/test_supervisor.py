@@ -16,6 +16,7 @@ from typing import Any
 
 import fake_vllm
 import pytest
+from taking import take
 from waiting import alive, descendants, processes_with_environ, until
 
 from vllmd.config import EnvironmentSettings, Model, Paths
@@ -111,13 +112,15 @@ class Bench:
         enough = asyncio.Event()
 
         async def read() -> None:
-            body = json.dumps({**ANSWER, "stream": True}).encode()
-            async with client.send("POST", "/v1/completions", body=body) as answer:
-                seen = b""
-                async for chunk in answer.chunks():
-                    seen += chunk
-                    if seen.count(b"tok") >= tokens:
-                        enough.set()
+            body, seen = json.dumps({**ANSWER, "stream": True}).encode(), bytearray()
+
+            def see(data: bytes) -> None:
+                seen.extend(data)
+                if seen.count(b"tok") >= tokens:
+                    enough.set()
+
+            async with client.send("POST", "/v1/completions", body=body) as exchange:
+                await take(client, exchange, see)
 
         task = asyncio.create_task(read())
         await enough.wait()
@@ -327,7 +330,7 @@ async def test_a_hang_while_idle_is_seen_though_health_says_200() -> None:
         client = it.supervisor._client
         assert client
         async with client.send("GET", "/health") as health:
-            assert health.status == 200
+            assert (await health.head()).status == 200
         await it.until(lambda: it.engine.generation == 2, "the engine to be replaced")
         it.control()
         await it.reaches(State.READY)

@@ -1,7 +1,6 @@
 """What a request is answered with: vLLM's checks and error bodies, the tokens, the counts."""
 
 import json
-import re
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -9,6 +8,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from .knobs import Flags, Knobs
+from .prompts import partial, prompt_strings, split, text_of
 
 Json = dict[str, Any]
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -62,7 +62,7 @@ def parse(raw: bytes, needs: str) -> Json:
     return body
 
 
-def check(body: Json, flags: Flags) -> None:
+def check(body: Json, flags: Flags, knobs: Knobs) -> None:
     """vLLM's checks of a generating request."""
     _check_number("temperature", body, 0, 2, "in [0, 2]")
     _check_number("top_p", body, 1e-9, 1, "in (0, 1]")
@@ -75,7 +75,8 @@ def check(body: Json, flags: Flags) -> None:
         raise HttpError(400, f"{message} (parameter=max_tokens, value={limit})", param="max_tokens")
     if any(part.get("type") != "text" for part in _parts(body)):
         raise HttpError(400, f"{model} is not a multimodal model")
-    if prompt_tokens(body) > most:
+    check_partial(body, knobs)
+    if prompt_tokens(body, knobs) > most:
         message = (
             f"This model's maximum context length is {most} tokens. However, your prompt contains at least {most + 1} "
             "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the "
@@ -107,47 +108,59 @@ def _invalid(kind: str, place: str, message: str, given: Any, more: str = "") ->
     return HttpError(400, f"1 validation error:\n  {{{facts}}}", "Bad Request", place)
 
 
-def text_of(content: Any) -> str:
-    """The text in a string, a message, a content part, token numbers, or a list of any of them."""
-    if isinstance(content, dict):
-        return text_of(content.get("content", content.get("text")))
-    if isinstance(content, list):
-        return " ".join(map(text_of, content))
-    return "" if content is None else str(content)
+def check_partial(body: Json, knobs: Knobs) -> None:
+    """vLLM's and transformers' checks of a partial answer."""
+    if not body.get("continue_final_message"):
+        return
+    if body.get("add_generation_prompt"):
+        raise HttpError(400, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+    if "add_generation_prompt" not in body:
+        raise HttpError(400, INCOMPATIBLE)
+    if knobs.template == "refuse":
+        raise HttpError(400, DOES_NOT_APPEAR)
 
 
-def prompt_tokens(body: Json) -> int:
-    """Words in the prompt, whatever the API calls it."""
-    parts = (body.get(name) for name in ("system", "instructions", "messages", "prompt", "input"))
-    return max(1, len(text_of([part for part in parts if part]).split()))
+INCOMPATIBLE = (
+    "continue_final_message and add_generation_prompt are not compatible. Use continue_final_message when you want the "
+    "model to continue the final message, and add_generation_prompt when you want to add a header that will prompt it "
+    "to start a new assistant message instead."
+)
+DOES_NOT_APPEAR = (
+    "continue_final_message is set but the final message does not appear in the chat after applying the chat template!"
+)
 
 
-def split(text: str, how: str) -> list[str]:
-    """Text as tokens; joined, they are the text again."""
-    if how == "chars":
-        return list(text)
-    if how == "bytes":
-        return [piece for char in text for piece in [""] * (len(char.encode()) - 1) + [char]]
-    return re.findall(r"\s*\S+|\s+\Z", text)
+def prompt_tokens(body: Json, knobs: Knobs) -> int:
+    """Words in the prompt, whatever the API calls it; a partial answer counts as the model's own tokens."""
+    return max(1, len(prompt_strings(body, knobs)))
 
 
 def answer(body: Json, knobs: Knobs) -> tuple[list[str], str]:
     """The tokens that answer a request, always the same for the same request; and the finish reason."""
-    messages = body.get("messages") or []
-    text = _last_said(body, messages) if knobs.echo else knobs.text
+    text = _last_said(body) if knobs.echo else knobs.text
     tokens = split(text, knobs.split) if text else _numbered(knobs.tokens)
-    if body.get("continue_final_message"):
-        tokens = split("".join(tokens).removeprefix(text_of(messages[-1])), knobs.split)
+    said = partial(body, knobs)
     limit = next((int(body[name]) for name in LIMITS if body.get(name)), None)
     if body.get("ignore_eos") and limit and tokens:
-        tokens = list(islice(cycle(tokens), limit))
+        tokens = list(islice(cycle(tokens), limit + len(split(said, knobs.split))))
+    tokens = _rest(tokens, said, knobs.split) if said else tokens
     if limit and limit <= len(tokens):
         return tokens[:limit], "length"
     return ([*tokens, ""] if knobs.eos or not tokens else tokens), "stop"
 
 
-def _last_said(body: Json, messages: list[Json]) -> str:
-    said = [message for message in messages if message.get("role") == "user"]
+def _rest(tokens: list[str], said: str, how: str) -> list[str]:
+    """What follows a partial answer, as from a model that is sure of itself; after another's words, as many later."""
+    whole = "".join(tokens)
+    trimmed = len(whole) - len(whole.lstrip())  # a chat template may have done the same to what was said
+    for start in (0, trimmed):
+        if whole.startswith(said, start):
+            return split(whole[start + len(said) :], how)
+    return tokens[len(said.split()) :]
+
+
+def _last_said(body: Json) -> str:
+    said = [message for message in body.get("messages") or [] if message.get("role") == "user"]
     return text_of(said[-1]) if said else text_of(body.get("prompt") or body.get("input"))
 
 

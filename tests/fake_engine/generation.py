@@ -62,7 +62,7 @@ class Generator:
         if self.refusal:
             raise HttpError(500, self.refusal, "InternalServerError")
         body = parse(request.body, DIALECTS[request.path].needs)
-        check(body, self._flags)
+        check(body, self._flags, self._controls.now)
         dialect = self._begin(request, body)
         self._streams.add(connection)
         self._idle.clear()
@@ -108,7 +108,7 @@ class Generator:
             id=kind.prefix + request.headers.get("x-request-id", os.urandom(8).hex()),
             model=body.get("model") or self._flags.names[0],
             body=body,
-            prompt_tokens=prompt_tokens(body),
+            prompt_tokens=prompt_tokens(body, knobs),
             tokens=tokens,
             finish=finish,
         )

@@ -29,6 +29,7 @@ class Knobs:
     text: str = ""
     echo: int = 0
     split: str = "words"
+    template: str = "trim"
     eos: int = 0
     tokens_per_s: float = 0.0
     prefill_s: float = 0.0

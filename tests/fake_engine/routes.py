@@ -4,12 +4,14 @@ import math
 import os
 import time
 from typing import Any
+from zlib import crc32
 
-from .answers import parse, prompt_tokens, text_of
+from .answers import check_partial, parse, prompt_tokens
 from .dialects import DIALECTS, compact
 from .generation import DEAD, Generator
 from .http import JSON, Request
 from .knobs import VERSION, Flags, Knobs
+from .prompts import prompt_strings, split, text_of
 
 Answer = tuple[int, bytes, str]
 NOT_FOUND: Answer = (404, b'{"detail":"Not Found"}', JSON)
@@ -35,7 +37,7 @@ def answer(request: Request, flags: Flags, knobs: Knobs, generator: Generator) -
     if request.method == "GET" and get:
         return get(flags, generator)
     if request.method == "POST" and post:
-        return 200, compact(post[1](parse(request.body, post[0]), flags)), JSON
+        return 200, compact(post[1](parse(request.body, post[0]), flags, knobs)), JSON
     return WRONG_METHOD if get or post or request.path in DIALECTS else NOT_FOUND
 
 
@@ -80,22 +82,25 @@ def _metrics(flags: Flags, generator: Generator) -> Answer:
     return 200, "\n".join([*lines, ""]).encode(), "text/plain; version=1.0.0; charset=utf-8"
 
 
-def _tokenize(body: dict[str, Any], flags: Flags) -> dict[str, Any]:
-    count = prompt_tokens(body)
-    return {"count": count, "max_model_len": flags.max_model_len, "tokens": [*range(count)], "token_strs": None}
+def _tokenize(body: dict[str, Any], flags: Flags, knobs: Knobs) -> dict[str, Any]:
+    """A text's tokens as the model would say it, or those of a conversation's prompt."""
+    check_partial(body, knobs)
+    texts = prompt_strings(body, knobs) if "messages" in body else split(text_of(body.get("prompt")), knobs.split)
+    facts = {"count": len(texts), "max_model_len": flags.max_model_len, "tokens": [crc32(t.encode()) for t in texts]}
+    return facts | {"token_strs": texts if body.get("return_token_strs") else None}
 
 
-def _count(body: dict[str, Any], flags: Flags) -> dict[str, Any]:
-    return {"input_tokens": prompt_tokens(body)}
+def _count(body: dict[str, Any], flags: Flags, knobs: Knobs) -> dict[str, Any]:
+    return {"input_tokens": prompt_tokens(body, knobs)}
 
 
-def _embed(body: dict[str, Any], flags: Flags) -> dict[str, Any]:
+def _embed(body: dict[str, Any], flags: Flags, knobs: Knobs) -> dict[str, Any]:
     """One vector of length 1 for each input, the same for the same text."""
     inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
     angles = [float(sum(text_of(text).encode()) % 360) for text in inputs]
     vectors = [[math.cos(math.radians(angle)), math.sin(math.radians(angle))] for angle in angles]
     data = [{"index": i, "object": "embedding", "embedding": vector} for i, vector in enumerate(vectors)]
-    count = prompt_tokens(body)
+    count = prompt_tokens(body, knobs)
     usage = {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0, "prompt_tokens_details": None}
     facts = {"id": f"embd-{os.urandom(8).hex()}", "object": "list", "created": int(time.time())}
     return facts | {"model": flags.names[0], "data": data, "usage": usage}

@@ -100,8 +100,8 @@ async def test_a_silent_request_survives_an_operator_s_restart(start: Start) -> 
     assert daemon.model().restarts == 0, "an operator's restart is no crash"
 
 
-async def test_a_request_that_has_said_something_is_not_sent_again(start: Start) -> None:
-    daemon = start(knobs={"tokens_per_s": 5, "tokens": 100})
+async def test_an_answer_that_has_begun_is_not_begun_again(start: Start) -> None:
+    daemon = start(knobs={"tokens_per_s": 5, "tokens": 100}, replay={"continuation": False})
     body = {**HELLO, "stream": True}
     async with daemon.unix.stream(CHAT, body) as stream, daemon.unix.stream(PROMPT, {"prompt": "x"}) as text:
         await asyncio.gather(stream.until(b"tok1"), text.until(b"tok1"))

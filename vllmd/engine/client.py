@@ -2,24 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-
+from vllmd.engine.connection import AGAIN, GONE, Connection, Sink
+from vllmd.engine.http import Head, Request, request
+from vllmd.engine.pool import REFUSED, Pool
 from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken
-
-KEEPALIVE_S = 3.0
-"""vLLM closes idle connections after 5 s; one that is reused must not be closed under the request."""
-
-DISCARD_S = 1.0
-"""Seconds that an answer may go on after its last event, until its connection is given up."""
-
-_LOST = (aiohttp.ClientError, ConnectionError, OSError)
-_REFUSED = "the engine takes no connections"
-_GONE = "the engine closed the connection before it answered"
-_CUT = "the engine closed the connection in the middle of its answer"
 
 
 @dataclass(frozen=True)
@@ -44,33 +34,27 @@ class EngineClient:
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: Pool | None = None
         self._under_way: dict[object, Sent] = {}
         self.proved_at = 0.0
-        """When the engine last showed that it makes tokens, in the event loop's time."""
+        """When the engine last showed that it makes tokens, in the event loop's time. Nothing here sets it, as nothing
+        here reads answers: the health check does, and the server for what it passes on to clients."""
 
     async def __aenter__(self) -> "EngineClient":
-        connector = aiohttp.UnixConnector(str(self._socket), limit=0, keepalive_timeout=KEEPALIVE_S)
-        # No timeout of aiohttp's fits: a prefill may be silent for minutes. Who waits decides for how long.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
-        self._session = aiohttp.ClientSession(
-            "http://engine",
-            connector=connector,
-            timeout=timeout,
-            auto_decompress=False,
-            skip_auto_headers=["User-Agent", "Accept-Encoding"],
-        )
+        self._pool = Pool(self._socket)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        assert self._session is not None
-        await self._session.close()
+        if self._pool is not None:
+            self._pool.close()
 
     @asynccontextmanager
     async def send(
         self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator["EngineAnswer"]:
-        """Sends a request; leaving the block before the answer is read to its end cancels it in the engine.
+    ) -> AsyncIterator["Exchange"]:
+        """Writes a request; leaving the block before the answer has come whole cancels it in the engine.
+
+        No timeout here: a prefill may be silent for minutes. Who waits decides for how long.
 
         Args:
             method, path: as HTTP has them, the path with its query.
@@ -79,21 +63,17 @@ class EngineClient:
 
         Raises:
             EngineRefused: there was nobody to send it to.
-            EngineUnreachable: no head of an answer came back.
+            ValueError: no request can be made of that.
         """
-        if self._session is None or self._session.closed:
-            raise EngineRefused(_REFUSED)
+        if self._pool is None or not self._pool.is_open:
+            raise EngineRefused(REFUSED)
+        exchange = Exchange(request(method, path, body, headers or {}), self._pool)
         with self._counted(body):
             try:
-                response = await self._session.request(method, path, data=body, headers=headers)
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                raise EngineRefused(_REFUSED) from error
-            except _LOST as error:
-                raise EngineUnreachable(_GONE, "it is started again; send the request again") from error
-            try:
-                yield EngineAnswer(response, self)
+                await exchange.begin()
+                yield exchange
             finally:
-                response.close()
+                exchange.abort()
 
     @contextmanager
     def _counted(self, body: bytes | None) -> Iterator[None]:
@@ -112,44 +92,156 @@ class EngineClient:
         return tuple(self._under_way.values())
 
 
-class EngineAnswer:
-    """What the engine answers: a head, and a body that is still on its way."""
+class Exchange:
+    """A request that is written, and its answer. Read it, or attach who takes it; not both.
 
-    def __init__(self, response: aiohttp.ClientResponse, client: EngineClient) -> None:
-        self._response = response
-        self._client = client
-        self.status = response.status
-        self.headers = response.headers
+    Args:
+        request: the request.
+        pool: the connections to send it over.
+    """
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether the body is server-sent events."""
-        return self._response.content_type == "text/event-stream"
+    __slots__ = (
+        "_again",
+        "_connection",
+        "_error",
+        "_head",
+        "_is_given_up",
+        "_is_over",
+        "_is_paused",
+        "_kept",
+        "_moved",
+        "_pool",
+        "_request",
+        "_sink",
+    )
+
+    def __init__(self, request: Request, pool: Pool) -> None:
+        self._request = request
+        self._pool = pool
+        self._connection: Connection | None = None
+        self._again: asyncio.Task[None] | None = None
+        self._head: Head | None = None
+        self._kept: list[bytes] = []
+        self._sink: Sink | None = None
+        self._error: Exception | None = None
+        self._is_over = self._is_given_up = self._is_paused = False
+        self._moved = asyncio.Event()
+
+    async def begin(self) -> None:
+        """Writes the request. Raises EngineRefused."""
+        self._ask(self._pool.idle() or await self._pool.fresh())
+
+    async def head(self) -> Head:
+        """The head of the answer. Raises EngineUnreachable if none comes."""
+        while self._head is None:
+            await self._news()
+        return self._head
 
     async def read(self) -> bytes:
         """The whole body. Raises EngineUnreachable if it does not come whole: then nothing was passed on yet."""
-        try:
-            return await self._response.read()
-        except _LOST as error:
-            raise EngineUnreachable(_CUT) from error
+        while not self._is_over:
+            await self._news()
+        if isinstance(self._error, StreamBroken):
+            raise EngineUnreachable(self._error.message) from self._error
+        if self._error:
+            raise self._error
+        return b"".join(self._kept)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises StreamBroken if the connection ends before the body does."""
-        now = asyncio.get_running_loop().time
-        try:
-            async for chunk in self._response.content.iter_any():
-                if not chunk.startswith(b":"):  # a comment proves that the API server lives, not the engine core
-                    self._client.proved_at = now()
-                yield chunk
-        except _LOST as error:
-            raise StreamBroken(_CUT) from error
+    def attach(self, sink: Sink) -> None:
+        """Everything goes to `sink` from now on, and what has come already goes to it before this returns."""
+        was_over, self._sink = self._is_over, sink
+        if self._connection:
+            self._connection.turn_to(sink)
+        failure = self._hand_over(sink)
+        if was_over:
+            sink.ended(failure or self._error)
+        elif failure and self._connection:
+            self._connection.fail(failure)
+        elif failure:
+            raise failure  # it has given up the answer itself, and been told of its end
 
-    async def discard(self) -> None:
-        """Reads what may be left, so that the connection can be used again; that it breaks makes no difference now."""
-        with suppress(*_LOST, TimeoutError):
-            async with asyncio.timeout(DISCARD_S):
-                await self._response.read()
+    def pause(self) -> None:
+        """Stops reading: what the engine writes stays in the kernel, and when that is full the engine has to wait."""
+        self._is_paused = True
+        if self._connection:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Reads on."""
+        self._is_paused = False
+        if self._connection:
+            self._connection.resume()
 
     def abort(self) -> None:
-        """Closes the connection; who reads gets StreamBroken."""
-        self._response.close()
+        """Closes the connection now, unless the answer is whole. The sink is told before this returns."""
+        self._is_given_up = True
+        if self._again:
+            self._again.cancel()
+        if self._connection:
+            self._connection.fail()
+        elif not self._is_over:
+            self._end(EngineUnreachable(GONE, AGAIN))
+
+    # ── what the connection calls ──
+
+    def begun(self, head: Head) -> None:
+        """Keeps the head, and passes it on."""
+        self._head = head
+        self._moved.set()
+        if self._sink:
+            self._sink.begun(head)
+
+    def frame(self, data: bytes, start: int) -> None:
+        """Keeps a chunk while nobody is attached."""
+        self._kept.append(data[start:-2])
+
+    def payload(self, data: bytes) -> None:
+        """Keeps bytes while nobody is attached."""
+        self._kept.append(data)
+
+    def over(self, connection: Connection, error: Exception | None) -> None:
+        """The end, or only that of a connection which the engine had closed before it could read the request."""
+        self._connection = None
+        if error and connection.is_stale and not self._is_given_up and self._pool.is_open:
+            self._again = asyncio.get_running_loop().create_task(self._send_again(error))
+        else:
+            self._end(error)
+
+    async def _send_again(self, error: Exception) -> None:
+        """Over a new connection. That it is refused is not told: the request may have been what ended the engine."""
+        try:
+            self._ask(await self._pool.fresh())
+        except EngineRefused:
+            self._end(error)
+
+    def _ask(self, connection: Connection) -> None:
+        self._connection = connection
+        connection.ask(self._request, self, self._sink or self)
+        if self._is_paused:
+            connection.pause()
+
+    def _hand_over(self, sink: Sink) -> Exception | None:
+        """Gives what has come to the sink; returns what the sink raises."""
+        was_over, kept, self._kept = self._is_over, b"".join(self._kept), []
+        try:
+            if self._head:
+                sink.begun(self._head)
+            if kept and self._is_over == was_over:
+                sink.payload(kept)
+        except Exception as error:
+            return error
+        return None
+
+    def _end(self, error: Exception | None) -> None:
+        self._is_over, self._error = True, error
+        self._moved.set()
+        sink, self._sink = self._sink, None
+        if sink:
+            sink.ended(error)
+
+    async def _news(self) -> None:
+        """Waits until more is known. Raises what ended the answer."""
+        if self._error:
+            raise self._error
+        self._moved.clear()
+        await self._moved.wait()

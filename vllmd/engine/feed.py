@@ -1,4 +1,4 @@
-"""What has happened to the engines, numbered, for everyone who wants to follow or to wait.
+"""What has happened to the engines and their streams, numbered, for everyone who wants to follow or to wait.
 
 One list for all readers. A reader keeps the number of the last entry it saw and comes back for more: a slow one costs
 nothing and delays nobody; it may only find that entries it had not read are gone, and is told how many.
@@ -9,20 +9,22 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllmd.wire import ModelStatus
+from vllmd.wire import Continued, ModelStatus
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One change of state or phase.
+    """One thing that happened.
 
     Args:
         number: 1 for the first since the daemon began.
-        status: the model after the change.
+        status: the model afterwards.
+        continued: the answer that another engine goes on with; None for a change of state or phase.
     """
 
     number: int
     status: ModelStatus
+    continued: Continued | None = None
 
 
 class Feed:
@@ -38,10 +40,10 @@ class Feed:
         self.last = 0
         """The number of the newest entry; 0 before the first."""
 
-    def publish(self, status: ModelStatus) -> None:
+    def publish(self, status: ModelStatus, continued: Continued | None = None) -> None:
         """Adds an entry and wakes everyone who waits."""
         self.last += 1
-        self._entries.append(Entry(self.last, status))
+        self._entries.append(Entry(self.last, status, continued))
         self._more.set()
         self._more = asyncio.Event()
 

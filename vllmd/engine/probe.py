@@ -87,8 +87,8 @@ def _patience_s(client: EngineClient) -> float:
 async def _counters(client: EngineClient, limit_s: float) -> float | None:
     """The sum of vLLM's token counters; None if it does not tell within that time."""
     try:
-        async with asyncio.timeout(limit_s), client.send("GET", "/metrics") as answer:
-            return sum(float(value) for value in _COUNTERS.findall(await answer.read()))
+        async with asyncio.timeout(limit_s), client.send("GET", "/metrics") as exchange:
+            return sum(float(value) for value in _COUNTERS.findall(await exchange.read()))
     except (TimeoutError, EngineUnreachable):
         return None
 
@@ -134,8 +134,8 @@ class _Answer:
 
 async def _post(client: EngineClient, path: str, body: Mapping[str, object]) -> _Answer:
     headers = {"Content-Type": "application/json"}
-    async with client.send("POST", path, body=json.dumps(body).encode(), headers=headers) as answer:
-        return _Answer(answer.status, await answer.read())
+    async with client.send("POST", path, body=json.dumps(body).encode(), headers=headers) as exchange:
+        return _Answer((await exchange.head()).status, await exchange.read())
 
 
 def _shows_work(body: bytes) -> bool:

@@ -114,6 +114,11 @@ class Supervisor:
         """The way to the engine while it is ready; advice only, it may die the next moment."""
         return self._client if self.engine.state is State.READY else None
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the engine was told to end: what it still answers may be cut short."""
+        return self.engine.state is State.STOPPING
+
     def post(self, event: Event) -> None:
         """Tells the supervisor that something happened, or that somebody wants something."""
         self._events.put_nowait(event)
@@ -206,7 +211,7 @@ class Supervisor:
 
     def _keep_incident(self, generation: Generation, verdict: Verdict) -> None:
         """Writes down an end that nobody asked for: the engine's own, or one that it forced."""
-        if self.engine.state is State.STOPPING:
+        if self.is_stopping:
             if self.engine.after_stop not in (State.BACKOFF, State.FAILED) or self.engine.verdict is None:
                 return
             verdict = self.engine.verdict

@@ -35,6 +35,8 @@ class Call:
     began_at: float = field(default_factory=time.monotonic)
     sent_at: float | None = None
     held: bool = False
+    held_s: float = 0.0
+    """How long it has waited so far, in seconds: what is used up of `queue.wait_s`, over all its waits together."""
     ended_by: VllmdError | None = None
     """Why vllmd itself cut it short; None while it did not."""
 

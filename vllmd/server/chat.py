@@ -34,6 +34,14 @@ def read_chunk(data: str) -> Piece:
         raise StreamBroken("the engine sent an event that is no chunk of a chat completion") from None
 
 
+def unescape(text: bytes) -> str:
+    """What stands between the quotes of a JSON string. Raises StreamBroken if that is no JSON."""
+    try:
+        return str(json.loads(b'"%b"' % text))
+    except ValueError:
+        raise StreamBroken("the engine sent a text that is no JSON string") from None
+
+
 def read_whole(body: bytes) -> Piece:
     """Reads an answer in one piece. Raises EngineError if it is no chat completion."""
     try:

@@ -20,7 +20,7 @@ from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.calls import Calls
 from vllmd.server.doors import require_client
-from vllmd.server.queue import not_ready
+from vllmd.server.refusals import not_ready
 from vllmd.wire import ModelStatus
 
 _SETTLED = (State.READY, State.STOPPED, State.FAILED)
@@ -151,4 +151,6 @@ def _last_event_id(request: web.Request) -> int | None:
 
 async def _send(stream: EventSourceResponse, entries: Sequence[Entry]) -> None:
     for entry in entries:
-        await stream.send(wire.dumps(wire.to_json(entry.status)), id=str(entry.number), event="model")
+        event = "continued" if entry.continued else "model"
+        body = wire.dumps(wire.to_json(entry.continued or entry.status))
+        await stream.send(body, id=str(entry.number), event=event)

@@ -2,8 +2,16 @@
 
 A door decides what the client sees: bytes as the engine sent them, or text, or one JSON object. It also knows whether
 anything is out yet, and so whether a failure can still be an HTTP status or must become the stream's last event.
+
+What goes out while an answer streams is written straight to the client's transport, without an await: it is called
+from where the engine's bytes arrive, so that no task is woken for an event.
 """
 
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -13,10 +21,15 @@ from vllmd import sse
 from vllmd.errors import EngineSaid, VllmdError
 from vllmd.server import endings
 from vllmd.server.endings import Fault
+from vllmd.wire import CONTINUED_HEADER, REPLAYED_HEADER
 
 EVENT_STREAM = "text/event-stream"
-STREAM_HEADERS = {"Content-Type": EVENT_STREAM, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-"""For answers that begin with vllmd's own status comments, and so before there is an engine's head to pass on."""
+STREAM_HEADERS = {"content-type": EVENT_STREAM, "cache-control": "no-cache", "x-accel-buffering": "no"}
+"""In lower case as the engine's own, which go before them. They stand alone in answers that begin with vllmd's own
+status comments, and so before there is an engine's head to pass on."""
+
+SEND_BUFFER_BYTES = 64 * 1024
+"""The kernel's share of what is on its way to a client; by itself it grows to megabytes for one that stops reading."""
 
 _NOT_PASSED = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -25,10 +38,11 @@ _NOT_PASSED = frozenset(
 """Hop-by-hop headers (RFC 9110, 7.6.1), and those that vllmd writes itself."""
 
 
-def require_client(request: web.Request) -> None:
-    """Raises ConnectionResetError if the client has left: aiohttp-sse cannot begin a stream to nobody."""
+def require_client(request: web.Request) -> asyncio.Transport:
+    """The client's transport. Raises ConnectionResetError if the client has left: nothing can be begun for nobody."""
     if request.transport is None:
         raise ConnectionResetError("the client has left")
+    return request.transport
 
 
 class Door(ABC):
@@ -42,31 +56,53 @@ class Door(ABC):
         self.request = request
         self.response: web.StreamResponse | None = None
         self.has_answer = False
-        """Whether part of the engine's answer is out, so that the request cannot be sent again."""
+        """Whether part of the engine's answer is out, so that the request cannot simply be sent again."""
+        self.replays = 0
+        """How often the request was sent again because its engine died."""
+        self.continuations = 0
+        """How often another engine went on with the answer."""
+        self._transport: asyncio.Transport | None = None
+        self._is_chunked = False
+
+    # ── what the relay asks for ──
 
     @abstractmethod
     async def begin(self, headers: Mapping[str, str]) -> None:
-        """The engine has begun a stream; called once, unless `comment` came first."""
+        """Opens the stream, unless a comment has; `headers` are the engine's."""
+
+    @abstractmethod
+    def opens_with(self, block: bytes) -> bool:
+        """Whether whole events hold something that the client shall see, so that the stream must begin."""
+
+    @abstractmethod
+    def send(self, block: bytes) -> None:
+        """Whole events of the engine's stream, once it has begun."""
+
+    @abstractmethod
+    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
+        """One event that says a piece of text and nothing else.
+
+        Args:
+            chunk: it, in HTTP's chunked coding as it came from the engine.
+            start: where the event begins in `chunk`; it ends two bytes before the end.
+            text: the text, as JSON escapes it.
+        """
 
     @abstractmethod
     async def comment(self, text: str) -> None:
         """Keeps the client awake; begins the stream if nothing has."""
 
     @abstractmethod
-    async def send(self, block: bytes) -> None:
-        """Whole events of the engine's stream."""
-
-    @abstractmethod
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """The engine's answer in one piece."""
 
     @abstractmethod
-    async def end_with(self, error: VllmdError) -> None:
-        """An error as the last event of a stream that has begun."""
-
-    @abstractmethod
     async def end(self) -> None:
         """The stream has come to its normal end."""
+
+    @abstractmethod
+    async def end_with(self, error: VllmdError) -> None:
+        """An error as the last event of a stream that has begun."""
 
     async def refuse(self, fault: Fault) -> None:
         """The engine's first event was an error: the HTTP status is still free to say so, unless comments are out."""
@@ -87,8 +123,62 @@ class Door(ABC):
             raise error
         await self.end_with(error)
         self.response.force_close()
-        if self.request.transport is not None:
-            self.request.transport.close()
+        if self._transport is not None:
+            self._transport.close()
+
+    # ── the client's pace ──
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether the client reads more slowly than the engine writes, and enough waits for it already."""
+        return self.request.protocol.writing_paused
+
+    async def drain(self) -> None:
+        """Waits until the client has taken most of what waits for it. Raises ConnectionError if it left instead."""
+        await self.request.writer.drain()
+
+    async def drain_whole(self) -> None:
+        """Waits until the client, or the kernel for it, has taken everything."""
+        transport = self._transport
+        if transport is not None and transport.get_write_buffer_size():
+            transport.set_write_buffer_limits(high=0)
+            await self.drain()
+            transport.set_write_buffer_limits()
+
+    def backlog_bytes(self) -> tuple[int, int]:
+        """What waits for the client here, and in the kernel (tty_ioctl(4), TIOCOUTQ): changes while it reads."""
+        opened = self._transport.get_extra_info("socket") if self._transport else None
+        if self._transport is None or opened is None or opened.fileno() < 0:
+            return 0, 0
+        (queued,) = struct.unpack("i", fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+        return self._transport.get_write_buffer_size(), queued
+
+    def cut(self) -> None:
+        """Closes the client's connection at once, whatever waits for it."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ── for the doors themselves ──
+
+    async def _open(self, response: web.StreamResponse) -> None:
+        """Sends the head of a stream. aiohttp chunks what follows, unless the client speaks HTTP/1.0."""
+        transport = require_client(self.request)
+        limit_send_buffer(transport)
+        await response.prepare(self.request)
+        self._is_chunked = self.request.version >= (1, 1)
+        self._transport = transport
+        self.response = response
+
+    def _write(self, data: bytes) -> None:
+        """Writes whole events."""
+        assert self._transport is not None, "the stream has begun"
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked and data else data)
+
+
+def limit_send_buffer(transport: asyncio.Transport) -> None:
+    """Bounds what the kernel keeps for a client that does not read (socket(7), SO_SNDBUF)."""
+    if (opened := transport.get_extra_info("socket")) is not None:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES // 2)  # the kernel doubles it
 
 
 def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
@@ -101,36 +191,46 @@ class PlainDoor(Door):
 
     async def begin(self, headers: Mapping[str, str]) -> None:
         """Sends the engine's headers."""
-        await self._prepare({**STREAM_HEADERS, **passed_on(headers)})
+        await self._prepare({**passed_on(headers), **self._replayed()})
+
+    def opens_with(self, block: bytes) -> bool:
+        """Whatever the engine says is passed on."""
+        return bool(block)
+
+    def send(self, block: bytes) -> None:
+        """Passes events on."""
+        self.has_answer = True
+        self._write(block)
+
+    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
+        """Passes a chunk on as it is."""
+        assert self._transport is not None, "the stream has begun"
+        self._transport.write(chunk if self._is_chunked else chunk[start:-2])
 
     async def comment(self, text: str) -> None:
         """Writes a comment between two events."""
         if self.response is None:
-            await self._prepare(STREAM_HEADERS)
-        await self._write(sse.comment(text))
-
-    async def send(self, block: bytes) -> None:
-        """Passes events on."""
-        self.has_answer = True
-        await self._write(block)
+            await self._prepare({})
+        self._write(sse.comment(text))
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Passes an answer on as it is."""
         self.has_answer = True
-        self.response = web.Response(status=status, headers=passed_on(headers), body=body)
+        self.response = web.Response(status=status, headers={**passed_on(headers), **self._replayed()}, body=body)
+
+    async def end(self) -> None:
+        """The engine's own last event is out; a trailer tells of continuations (RFC 9112, 7.1.2)."""
+        if self.continuations and self._is_chunked and self._transport is not None:
+            self._transport.write(b"0\r\n%b: %d\r\n\r\n" % (CONTINUED_HEADER.encode(), self.continuations))
+            self.request.writer.chunked = False  # type: ignore[attr-defined] # so that aiohttp ends it no second time
 
     async def end_with(self, error: VllmdError) -> None:
         """Writes the error in the dialect of the route."""
-        await self._write(endings.error_event(self.request.path, error))
-
-    async def end(self) -> None:
-        """Nothing is left to say: the engine's own last event is out."""
+        self._write(endings.error_event(self.request.path, error))
 
     async def _prepare(self, headers: Mapping[str, str]) -> None:
-        # aiohttp chunks it by itself, unless the client speaks HTTP/1.0, as nginx does.
-        self.response = web.StreamResponse(headers=headers)
-        await self.response.prepare(self.request)
+        trailer = {"trailer": CONTINUED_HEADER} if self.request.version >= (1, 1) else {}
+        await self._open(web.StreamResponse(headers={**STREAM_HEADERS, **headers, **trailer}))
 
-    async def _write(self, data: bytes) -> None:
-        assert self.response is not None
-        await self.response.write(data)
+    def _replayed(self) -> dict[str, str]:
+        return {REPLAYED_HEADER: str(self.replays)} if self.replays else {}

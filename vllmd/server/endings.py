@@ -3,9 +3,9 @@
 vLLM reports the death of its engine core as an `error` event followed by `[DONE]`, and a shutdown as
 `finish_reason: "abort"` followed by `[DONE]`: to a client both look like success. On `/v1/messages` an aborted answer
 is one without a `stop_reason` (vllm/entrypoints/anthropic/serving.py), on `/v1/responses` one with the status
-`cancelled`, where vLLM tells at all. `read` finds such endings in the bytes that pass, so that the relay can end the
-stream with an error instead. It is pure, and nearly free for ordinary events: one search for a few words; only an event
-that contains one of them is parsed.
+`cancelled`, or even `completed`, so that only whoever stops the engine knows. `read` finds such endings in the bytes
+that pass, so that the relay can end the stream with an error instead. It is pure, and nearly free for ordinary events:
+one search for a few words; only an event that contains one of them is parsed.
 """
 
 import json
@@ -60,15 +60,20 @@ class Reading:
     fault: Fault | None = None
 
 
-def read(block: bytes) -> Reading:
-    """Looks for an ending in a block of whole events."""
+def read(block: bytes, is_stopping: bool = False) -> Reading:
+    """Looks for an ending in a block of whole events.
+
+    Args:
+        block: them.
+        is_stopping: whether the engine is being stopped: then `/v1/responses` calls what it aborts "completed".
+    """
     if not _SUSPICIOUS.search(block):
         return Reading(block)
     kept = b""
     for event in sse.events_in(block):
         decoded = sse.decode(event) if _SUSPICIOUS.search(event) else []
         for each in decoded:
-            if fault := _fault(_object(each.data)):
+            if fault := _fault(_object(each.data), is_stopping):
                 return Reading(kept, fault=fault)
         kept += event
         if any(each.data == "[DONE]" or each.event in _LAST_EVENTS for each in decoded):
@@ -76,12 +81,12 @@ def read(block: bytes) -> Reading:
     return Reading(kept)
 
 
-def _fault(table: dict[str, Any]) -> Fault | None:
+def _fault(table: dict[str, Any], is_stopping: bool) -> Fault | None:
     if isinstance(table.get("error"), dict):
         return _reported(table["error"])
     if table.get("type") == "error":
         return _reported(table)
-    if _was_aborted(table):
+    if _was_aborted(table) or (is_stopping and table.get("type") == "response.completed"):
         return _cut_short()
     return None
 
@@ -111,13 +116,14 @@ def _was_aborted(table: dict[str, Any]) -> bool:
     )
 
 
-def aborted(body: bytes) -> Fault | None:
+def aborted(body: bytes, is_stopping: bool = False) -> Fault | None:
     """The fault that a whole answer is if the engine was stopped before it was complete, in any dialect."""
-    if not _PERHAPS_ABORTED.search(body):
+    if not is_stopping and not _PERHAPS_ABORTED.search(body):
         return None
     table = _object(body.decode(errors="replace"))
     unfinished = table.get("type") == "message" and table.get("stop_reason") is None
-    return _cut_short() if unfinished or table.get("status") == "cancelled" or _was_aborted(table) else None
+    doubtful = is_stopping and table.get("object") == "response"
+    return _cut_short() if unfinished or doubtful or table.get("status") == "cancelled" or _was_aborted(table) else None
 
 
 def _cut_short() -> Fault:

@@ -1,7 +1,7 @@
 """The simple door: a prompt in, text out. `/api/prompt`, and the same in model-compose's envelope."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -14,7 +14,7 @@ from vllmd.server import chat
 from vllmd.server.bodies import choose_model, json_response, make_call, read_json
 from vllmd.server.calls import Call
 from vllmd.server.chat import Piece
-from vllmd.server.doors import Door, passed_on, require_client
+from vllmd.server.doors import Door, passed_on
 from vllmd.server.relay import Relay
 
 
@@ -74,25 +74,47 @@ class TextDoor(Door):
     def __init__(self, request: web.Request, call: Call) -> None:
         super().__init__(request)
         self._call = call
-        self._events: EventSourceResponse | None = None
         self._first_text_at: float | None = None
         self._finish_reason: str | None = None
         self._usage: Mapping[str, Any] = {}
 
     async def begin(self, headers: Mapping[str, str]) -> None:
-        """Waits for text: as long as none has come, the HTTP status is free. The engine's headers describe another."""
+        """Opens the stream; the engine's headers describe another one."""
+        # Its pings would go on after the answer's end, and its timeout would cut off slow readers: the relay's watch
+        # does both. Its `send` is not used: it fails on half a surrogate pair, and wakes up for every event.
+        events = EventSourceResponse(sep="\n", allow_all_methods=True, send_timeout=None)
+        await self._open(events)
+        events.stop_streaming()
+
+    def opens_with(self, block: bytes) -> bool:
+        """As long as no text has come, the HTTP status is free."""
+        return any(piece.text for piece in _pieces(block))
+
+    def send(self, block: bytes) -> None:
+        """Passes on the text that the engine's events hold."""
+        for piece in _pieces(block):
+            self._usage = piece.usage or self._usage
+            self._finish_reason = piece.finish_reason or self._finish_reason
+            if piece.text:
+                self._stamp()
+                self._write(sse.encode(piece.text))
+
+    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
+        """Passes text on; what JSON escapes is rare."""
+        if b"\\" in text:
+            self._write(sse.encode(chat.unescape(text)))
+        elif text:
+            self._write(b"data: %b\n\n" % text)
+
+    def _stamp(self) -> None:
+        self.has_answer = True
+        self._first_text_at = self._first_text_at or time.monotonic()
 
     async def comment(self, text: str) -> None:
         """Writes a comment between two events."""
-        await (await self._stream()).write(sse.comment(text))
-
-    async def send(self, block: bytes) -> None:
-        """Passes on the text that the engine's events hold."""
-        for event in sse.decode(block):
-            if event.has_data and event.data != "[DONE]" and (text := self._take(chat.read_chunk(event.data))):
-                self.has_answer = True
-                self._first_text_at = self._first_text_at or time.monotonic()
-                await self._say(text)
+        if self.response is None:
+            await self.begin({})
+        self._write(sse.comment(text))
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """An error of the engine's instead of a stream."""
@@ -100,40 +122,30 @@ class TextDoor(Door):
             raise EngineError("the engine answered in one piece where a stream was asked for")
         self.response = web.Response(status=status, headers=passed_on(headers), body=body)
 
-    async def end_with(self, error: VllmdError) -> None:
-        """Writes an `error` event."""
-        await self._say(wire.dumps(wire.error_body(error)), "error")
-
     async def end(self) -> None:
         """Writes the `done` event."""
+        if self.response is None:
+            await self.begin({})
         outcome = {
             "model": self._call.model,
             "finish_reason": self._finish_reason,
             "usage": self._usage,
             "timings": timings(self._call, self._first_text_at, self._usage),
+            **({"replays": self.replays} if self.replays else {}),
+            **({"continuations": self.continuations} if self.continuations else {}),
         }
-        await self._say(wire.dumps(outcome), "done")
+        self._write(sse.encode(wire.dumps(outcome), "done"))
 
-    async def _say(self, data: str, event: str = "") -> None:
-        # Not EventSourceResponse.send: it fails on half a surrogate pair, and gives up on slow readers.
-        await (await self._stream()).write(sse.encode(data, event))
+    async def end_with(self, error: VllmdError) -> None:
+        """Writes an `error` event."""
+        self._write(sse.encode(wire.dumps(wire.error_body(error)), "error"))
 
-    async def _stream(self) -> EventSourceResponse:
-        if self._events is None:
-            require_client(self.request)
-            # Its pings would go on after the answer's end, and its timeout would cut off slow readers. Whoever writes
-            # here keeps the client awake as well: the queue while it waits, the relay's Silence afterwards.
-            self._events = EventSourceResponse(sep="\n", allow_all_methods=True, send_timeout=None)
-            await self._events.prepare(self.request)
-            self._events.stop_streaming()
-            self.response = self._events
-        return self._events
 
-    def _take(self, piece: Piece) -> str:
-        """Notes what a chunk says of the ending; returns its text."""
-        self._usage = piece.usage or self._usage
-        self._finish_reason = piece.finish_reason or self._finish_reason
-        return piece.text
+def _pieces(block: bytes) -> Iterator[Piece]:
+    """What the engine's events say."""
+    for event in sse.decode(block):
+        if event.has_data and event.data != "[DONE]":
+            yield chat.read_chunk(event.data)
 
 
 class JsonDoor(Door):
@@ -147,11 +159,18 @@ class JsonDoor(Door):
         """Never: the engine was not asked for a stream."""
         raise StreamBroken("the engine streamed an answer that was to come in one piece")
 
+    def opens_with(self, block: bytes) -> bool:
+        """So that `begin` says what is wrong."""
+        return bool(block)
+
+    def send(self, block: bytes) -> None:
+        """Never, as `begin`."""
+
+    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
+        """Never, as `begin`."""
+
     async def comment(self, text: str) -> None:
         """Nothing can be said before the answer is whole."""
-
-    async def send(self, block: bytes) -> None:
-        """Never, as `begin`."""
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Takes text and numbers out of a chat completion; an error passes as it is."""

@@ -1,97 +1,234 @@
-"""Waiting for an engine: requests are held, not refused, while it loads or is being replaced."""
+"""Waiting for an engine and for a place in it: calls are held, not refused, bounded, and in turns (see `turns`).
+
+A place is one of the requests that an engine works on at once. More of them wait here and not in the engine, because
+vLLM serves them in order of arrival, and one client's thousand requests would delay everybody else's.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from vllmd import config
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
-from vllmd.errors import EngineFailed, NotReady, Overloaded, Unavailable
+from vllmd.errors import Unavailable
 from vllmd.lifecycle import State
-from vllmd.server.calls import Call, Calls
+from vllmd.server.calls import Call
+from vllmd.server.refusals import busy, full, not_ready, too_late
+from vllmd.server.turns import Lane, Ticket, Turns
 
 TICK_S = 1.0
-"""A held stream is told once in this time how far the model is."""
+"""A held stream is told once in this time what it waits for."""
 
-RETRY_AFTER_S = 5
-"""What a refused client is told while nobody knows how long a load will take."""
+BESIDE = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
+"""The engine's routes that never come to its scheduler, and so take no place."""
+
+HOPELESS = (State.FAILED, State.STOPPED)
+"""States that no engine leaves by itself: nobody waits for it then."""
 
 Tell = Callable[[str], Awaitable[None]]
 
 
-class Queue:
-    """The calls that wait.
+def places(settings: config.Config) -> dict[str, int]:
+    """Of each model, how many calls its engine works on at once: `max-num-seqs` of its args, else `queue.running`."""
+    return {name: _max_num_seqs(model) or settings.queue.running for name, model in settings.models.items()}
+
+
+def _max_num_seqs(model: config.Model) -> int:
+    """That flag in whichever way it is written; 0 if it is no positive number, which is vLLM's to complain about."""
+    spelled = {key.lstrip("-").replace("_", "-"): str(value) for key, value in model.args.items()}
+    value = spelled.get("max-num-seqs", "")
+    return int(value) if value.isascii() and value.isdecimal() else 0
+
+
+@dataclass(eq=False)
+class Waiting(Ticket):
+    """A call that waits.
 
     Args:
-        settings: how long, and how many.
-        feed: changes when an engine's state does.
-        calls: all calls under way.
+        supervisor: of its model.
+        answer: the way to the engine, once it has a place in it, or why it gets none. An error is a result here and no
+            exception, because nobody may be left to take it.
     """
 
-    def __init__(self, settings: config.Queue, feed: Feed, calls: Calls) -> None:
+    supervisor: Supervisor
+    answer: "asyncio.Future[EngineClient | Unavailable]"
+
+
+class Queue:
+    """The calls that wait, and the places that they wait for.
+
+    A place belongs to the model, whichever engine serves it. Nobody waits while one is free and the engine is ready;
+    this is seen to whenever a place becomes free and whenever an engine's state changes.
+
+    Args:
+        settings: how long calls may wait, and how many of them.
+        feed: changes when an engine's state does.
+        places: model → how many calls may be in its engine at once.
+    """
+
+    def __init__(self, settings: config.Queue, feed: Feed, places: Mapping[str, int]) -> None:
         self._settings = settings
         self._feed = feed
-        self._calls = calls
+        self._turns: Turns[Waiting] = Turns(places)
+        self._supervisors: dict[str, Supervisor] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._ranks: dict[Waiting, int] = {}
+        self._ranked_at = -math.inf
 
-    async def engine_for(self, call: Call, supervisor: Supervisor, tell: Tell) -> EngineClient:
-        """The way to the engine of `supervisor`, as soon as it is ready.
+    @property
+    def held(self) -> int:
+        """How many calls wait."""
+        return len(self._turns)
+
+    @asynccontextmanager
+    async def turn(self, call: Call, supervisor: Supervisor, tell: Tell) -> AsyncIterator[EngineClient]:
+        """Waits until the engine is ready and it is the call's turn; the call has a place in it for the block.
+
+        At most `queue.limit` calls wait, of all models together. In a full queue the identity that waits most gives up
+        its newest call for the one that comes; where that would be the newcomer's own identity, or one that waits no
+        more than it, the newcomer is refused. Calls that had a place before (`call.sent_at`) always get in: they were
+        let in once, and are no more than there are places. Whoever must go is told TooMany if it has other calls here
+        and is not the only one who has, and Overloaded else.
 
         Args:
-            call: the request; it counts as held meanwhile.
+            call: the request; it counts as held while it waits, and its `held_s` grows.
             supervisor: its model's.
             tell: brings a line of status to the client; called only for streams, and after `queue.status_after_s`.
 
         Raises:
             EngineFailed: the supervisor has given up.
             NotReady: the model is not loaded, or did not become ready in time, or the client does not want to wait.
-            Overloaded: too many wait already.
+            Overloaded: too many wait already, or no place became free in time, or the client does not want to wait.
+            TooMany: too many of this client's calls wait.
         """
-        if client := supervisor.client:
-            return client
-        self._admit(call, supervisor)
+        lane = Lane(call.model, call.path not in BESIDE)
+        client = supervisor.client
+        if client is None or not self._turns.take(lane):
+            client = await self._hold(call, lane, supervisor, tell)
+        try:
+            yield client
+        finally:
+            self._give_back(lane, supervisor)
+
+    # ── one call ──
+
+    async def _hold(self, call: Call, lane: Lane, supervisor: Supervisor, tell: Tell) -> EngineClient:
+        now = asyncio.get_running_loop().time
+        waiting, began_at = self._admit(call, lane, supervisor), now()
         call.held = True
         try:
-            async with asyncio.timeout(self._settings.wait_s):
-                return await self._hold(call, supervisor, tell)
-        except TimeoutError:
-            waited = f"waited {self._settings.wait_s:g} s for {supervisor.name}: {supervisor.status.sentence()}"
-            raise NotReady(waited, "see: vllmctl status", RETRY_AFTER_S) from None
+            answer = await self._answer(waiting, call, tell)
+        except BaseException:
+            self._withdraw(waiting)
+            raise
         finally:
             call.held = False
+            call.held_s += now() - began_at
+            self._rest()
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
 
-    def _admit(self, call: Call, supervisor: Supervisor) -> None:
-        self._refuse_if_hopeless(supervisor)
+    def _admit(self, call: Call, lane: Lane, supervisor: Supervisor) -> Waiting:
+        if supervisor.engine.state in HOPELESS:
+            raise not_ready(supervisor)
         if not call.may_wait:
-            raise not_ready(supervisor)
-        if self._calls.held >= self._settings.limit:
-            full = f"{self._settings.limit} requests wait for a model already"
-            raise Overloaded(full, "try again later, or raise queue.limit", RETRY_AFTER_S)
+            raise not_ready(supervisor) if supervisor.client is None else busy(supervisor)
+        answer = asyncio.get_running_loop().create_future()
+        waiting = Waiting(lane, call.who, call.sent_at is not None, supervisor, answer)
+        if self.held < self._settings.limit or (waiting.returning and lane.bounded):
+            self._add(waiting)
+        else:
+            self._make_room_for(waiting)
+        return waiting
 
-    def _refuse_if_hopeless(self, supervisor: Supervisor) -> None:
-        if supervisor.engine.state in (State.FAILED, State.STOPPED):
-            raise not_ready(supervisor)
+    def _make_room_for(self, newcomer: Waiting) -> None:
+        loser = self._turns.to_make_room(newcomer.who)
+        if loser is None:
+            raise self._refusal(newcomer)
+        self._turns.remove(loser)
+        self._add(newcomer)
+        loser.answer.set_result(self._refusal(loser))
 
-    async def _hold(self, call: Call, supervisor: Supervisor, tell: Tell) -> EngineClient:
+    def _refusal(self, waiting: Waiting) -> Unavailable:
+        return full(waiting.supervisor, own=self._turns.count(waiting.who), held=self.held)
+
+    def _add(self, waiting: Waiting) -> None:
+        self._turns.add(waiting)
+        self._supervisors[waiting.lane.model] = waiting.supervisor
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch())
+
+    def _withdraw(self, waiting: Waiting) -> None:
+        """The call is over while it waits; it may have got a place in the same moment, which goes to the next."""
+        if not waiting.answer.done():
+            self._turns.remove(waiting)
+        elif not isinstance(waiting.answer.result(), Unavailable):
+            self._give_back(waiting.lane, waiting.supervisor)
+
+    async def _answer(self, waiting: Waiting, call: Call, tell: Tell) -> EngineClient | Unavailable:
         now = asyncio.get_running_loop().time
-        tell_from = now() + self._settings.status_after_s
-        while (client := supervisor.client) is None:
-            self._refuse_if_hopeless(supervisor)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._feed.after(self._feed.last), TICK_S)
-            if call.stream and supervisor.client is None and now() >= tell_from:
-                await tell(supervisor.status.sentence())
-                tell_from = now() + TICK_S
-        return client
+        give_up_at = now() + self._settings.wait_s - call.held_s
+        tell_at = now() + max(0.0, self._settings.status_after_s - call.held_s) if call.stream else math.inf
+        while True:
+            # `wait` leaves the future alone when the call is cancelled: whoever answers need not know.
+            await asyncio.wait([waiting.answer], timeout=max(0.0, min(give_up_at, tell_at) - now()))
+            if waiting.answer.done():
+                return waiting.answer.result()
+            if now() >= give_up_at:
+                raise too_late(waiting.supervisor, self._settings.wait_s)
+            if now() >= tell_at:
+                await tell(self._sentence(waiting))
+                tell_at = now() + TICK_S
 
+    def _sentence(self, waiting: Waiting) -> str:
+        if waiting.supervisor.client is None:
+            return waiting.supervisor.status.sentence()
+        match self._rank(waiting):
+            case 0:
+                return "waiting for a place: the next one is yours"
+            case 1:
+                return "waiting for a place: 1 request is ahead"
+            case ahead:
+                return f"waiting for a place: {ahead} requests are ahead"
 
-def not_ready(supervisor: Supervisor) -> Unavailable:
-    """Why the model of `supervisor` cannot answer now, as an error."""
-    engine, verdict = supervisor.engine, supervisor.engine.verdict
-    if engine.state is State.FAILED and verdict:
-        return EngineFailed(f"{supervisor.name} failed: {verdict.message}", verdict.hint or "see: vllmctl status")
-    if engine.state is State.STOPPED:
-        return NotReady(f"{supervisor.name} is not loaded", f"load it:  vllmctl load {supervisor.name}")
-    hint = verdict.hint if verdict and engine.crashes else ""
-    return NotReady(f"{supervisor.name} is not ready: {supervisor.status.sentence()}", hint, RETRY_AFTER_S)
+    def _rank(self, waiting: Waiting) -> int:
+        """How many go before it, as of a moment ago: they are counted once for all who want to know."""
+        now = asyncio.get_running_loop().time()
+        if waiting not in self._ranks or now >= self._ranked_at + TICK_S:
+            self._ranks, self._ranked_at = self._turns.ranks(), now
+        return self._ranks[waiting]
+
+    # ── all of them ──
+
+    def _give_back(self, lane: Lane, supervisor: Supervisor) -> None:
+        self._turns.give_back(lane)
+        if self.held:
+            self._see_to(supervisor)
+
+    def _see_to(self, supervisor: Supervisor) -> None:
+        """Lets as many go to the engine as it has places, if it is ready; ends their waiting if it is in vain."""
+        client, model = supervisor.client, supervisor.name
+        for lane in (Lane(model), Lane(model, bounded=False)):
+            while client is not None and (waiting := self._turns.next(lane)):
+                waiting.answer.set_result(client)
+            if supervisor.engine.state in HOPELESS:
+                for waiting in self._turns.clear(lane):
+                    waiting.answer.set_result(not_ready(supervisor))
+
+    async def _watch(self) -> None:
+        """Follows the engines for as long as anybody waits."""
+        while True:
+            seen = self._feed.last
+            for supervisor in list(self._supervisors.values()):
+                self._see_to(supervisor)
+            await self._feed.after(seen)
+
+    def _rest(self) -> None:
+        if not self.held and self._watching:
+            self._watching.cancel()
+            self._watching, self._ranks = None, {}
