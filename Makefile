@@ -31,8 +31,8 @@ test: setup      ## all tests, those on the real vLLM included
 fast: setup      ## the tests that need no real vLLM
 	@$(IN)python -m pytest -m "not real"
 
-bench: setup     ## what the relay costs
-	@$(IN)python tests/bench/relay.py
+bench: setup     ## what the relay costs beside nginx and others, six minutes: make bench [BENCH="--quick --only s64"]
+	@$(IN)python tests/bench $(BENCH)
 
 chaos: setup     ## faults without end on the fake engine: make chaos SECONDS=600 [SEED=…]
 	@$(IN)python tests/chaos.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
