@@ -6,14 +6,17 @@ import re
 import select
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from waiting import until_sync
 
 DEADLINE_S = 60.0
+CTRL_C, CTRL_D = "\x03", "\x04"
 Process = subprocess.Popen[bytes]
 VLLMCTL = (sys.executable, "-m", "vllmd.ctl")
 
@@ -72,10 +75,32 @@ class Screen:
         self._controller = controller
         self.process = process
         self.written = b""
+        self._seen = 0
 
     def read_until(self, text: str) -> None:
-        """Reads on until `text` has been written."""
-        until_sync(lambda: self._read(0.1) and text.encode() in self.written, f"{text!r} on the terminal", DEADLINE_S)
+        """Reads on until `text` has been written since the last time."""
+
+        def is_there() -> bool:
+            goes_on = self._read(0.1)
+            found = self.written.find(text.encode(), self._seen)
+            assert goes_on or found >= 0, f"{text!r} never came: {self.written!r}"
+            self._seen = self._seen if found < 0 else found + len(text.encode())
+            return found >= 0
+
+        until_sync(is_there, f"{text!r} on the terminal", DEADLINE_S)
+
+    def read_prompt(self, text: str) -> None:
+        """Reads on until a prompt has been written and a key is waited for: between the two, readline is deaf to Ctrl-C
+        until the next key comes."""
+        self.read_until(text)
+        until_sync(self._is_asleep, "a key to be waited for", DEADLINE_S)
+
+    def _is_asleep(self) -> bool:
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+    def type(self, text: str) -> None:
+        """Presses keys; `\x03` is Ctrl-C, `\\x04` is Ctrl-D."""
+        os.write(self._controller, text.encode())
 
     def end(self) -> int:
         """Reads to the end; returns the exit status."""
@@ -107,11 +132,21 @@ def _overwritten(line: str) -> str:
 
 
 @contextmanager
-def screen(shell: Shell, *arguments: str, **popen: Any) -> Iterator[Screen]:
-    """vllmctl with a terminal as stdout and stderr (or what is given for them)."""
+def screen(
+    shell: Shell, *arguments: str, size: tuple[int, int] = (24, 80), keys: bool = False, **popen: Any
+) -> Iterator[Screen]:
+    """vllmctl with a terminal as stdout and stderr (or what is given for them).
+
+    Args:
+        size: rows and columns of the terminal.
+        keys: whether stdin is the terminal, too, and Ctrl-C a key on it.
+    """
     controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, size)
+    streams = {"stdout": terminal, "stderr": terminal, **({"stdin": terminal} if keys else {}), **popen}
+    its_own = replace(shell, before=("setsid", "--ctty", *shell.before)) if keys else shell
     try:
-        with shell.start(*arguments, **{"stdout": terminal, "stderr": terminal, **popen}) as process:
+        with its_own.start(*arguments, **streams) as process:
             os.close(terminal)
             yield Screen(controller, process)
             process.kill()

@@ -206,6 +206,13 @@ def test_an_event_in_many_pieces_is_one_event(daemon: StubDaemon, shell: Shell) 
     assert shell.run("chat", "hi").stdout == "étoile\n"
 
 
+def test_many_tokens_at_once_are_all_there(daemon: StubDaemon, shell: Shell) -> None:
+    texts = [f"{number} é\n" for number in range(50_000)]
+    block = b"".join(map(chunk, texts))
+    daemon.on(CHAT, stream(block[:100_003], block[100_003:], chunk("", "stop") + DONE))
+    assert shell.run("chat", "count").stdout == "".join(texts)
+
+
 def test_lone_surrogates_do_no_harm(daemon: StubDaemon, shell: Shell) -> None:
     daemon.on(
         CHAT, stream(b'data: {"choices": [{"delta": {"content": "a\\ud83d"}, "finish_reason": "stop"}]}\n\n', DONE)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vllmd.address import UnixAddress
-from vllmd.ctl.connection import Connection, NotHttp
+from vllmd.ctl.connection import Connection
+from vllmd.ctl.framing import NotHttp
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 

@@ -1,13 +1,21 @@
 """How vllmctl ends when somebody else does: a reader that leaves, a user who presses Ctrl-C."""
 
+import array
+import fcntl
 import os
+import re
 import signal
+import subprocess
+import sys
+import termios
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
-from ctl.shell import Shell, screen
-from ctl.stub_daemon import StubDaemon, chat, chunk, held_until, reply, stream, until_gone
+from ctl.shell import CTRL_C, Shell, screen
+from ctl.stub_daemon import DONE, StubDaemon, chat, chunk, held_until, reply, stream, until_gone
 from waiting import until_sync
 
 from vllmd import sse
@@ -84,3 +92,87 @@ def test_a_daemon_that_dies_is_no_closed_pipe(daemon: StubDaemon, shell: Shell) 
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.startswith(b"vllmctl: the answer broke off")
+
+
+INTERRUPT_AT_IMPORT = """
+import os, signal, sys
+left = [int(sys.argv.pop(1))]
+def hook(event, arguments):
+    if event == "import" and main_has_begun():
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+def main_has_begun():
+    return "vllmd.ctl.main" in sys.modules and hasattr(sys.modules["vllmd.ctl.main"], "main")
+sys.addaudithook(hook)
+from vllmd.ctl.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", range(1, 95, 6))
+def test_ctrl_c_at_any_import_kills_it_without_a_word(daemon: StubDaemon, shell: Shell, number: int) -> None:
+    daemon.on(CHAT, stream(until_gone))
+    command = [sys.executable, "-c", INTERRUPT_AT_IMPORT, str(number), "chat", "hi"]
+    done = subprocess.run(command, env={**os.environ, **shell.environ}, stdin=subprocess.DEVNULL, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_ctrl_c_works_while_stdout_is_full(daemon: StubDaemon, shell: Shell) -> None:
+    daemon.on(CHAT, stream(*(chunk("x" * 1000) for _ in range(1000)), until_gone))
+    with shell.start("chat", "hi") as process:
+        assert process.stdout is not None
+        until_sync(lambda: is_full(process.stdout), "the pipe to be full")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def is_full(pipe: IO[bytes] | None) -> bool:
+    """Whether a pipe holds all that it can (ioctl_fionread(2), pipe(7))."""
+    assert pipe is not None
+    held = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, held)
+    return held[0] >= fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) - 4096
+
+
+def test_a_shell_that_ignores_ctrl_c_is_obeyed(daemon: StubDaemon, shell: Shell) -> None:
+    signalled = threading.Event()
+    daemon.on(CHAT, stream(chunk("one\n"), held_until(signalled), chunk("two", "stop"), DONE))
+    ignoring = replace(shell, before=("bash", "-c", 'trap "" INT; exec "$@"', "bash"))
+    with ignoring.start("chat", "hi") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"one\n"
+        process.send_signal(signal.SIGINT)
+        signalled.set()
+        assert process.communicate(timeout=60) == (b"two\n", b"")
+    assert process.returncode == 0
+
+
+def test_ctrl_c_on_the_keyboard(daemon: StubDaemon, shell: Shell) -> None:
+    daemon.on(CHAT, stream(chunk("partial"), until_gone))
+    with screen(shell, "chat", "hi", keys=True) as seen:
+        seen.read_until("partial")
+        seen.type(CTRL_C + CTRL_C)
+        assert seen.end() == -signal.SIGINT
+        assert b"Traceback" not in seen.written
+    until_sync(daemon.gone.is_set, "the daemon to see that vllmctl has left")
+
+
+def test_ctrl_c_is_silent_even_while_python_starts_if_it_is_held_back_until_then(
+    daemon: StubDaemon, shell: Shell
+) -> None:
+    daemon.on(CHAT, stream(until_gone))
+    with replace(shell, before=("env", "--block-signal=INT")).start("chat", "hi") as process:
+        until_sync(lambda: is_blocked(process.pid, signal.SIGINT), "env to begin")
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == -signal.SIGINT
+
+
+def is_blocked(pid: int, number: signal.Signals) -> bool:
+    """Whether that process holds that signal back, or did so and is further on (proc(5): SigBlk, SigCgt)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)

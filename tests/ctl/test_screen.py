@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import threading
+import time
 
 import pytest
 from ctl.shell import Shell, screen
-from ctl.stub_daemon import DONE, StubDaemon, chunk, error, held_until, refuse, stream
+from ctl.stub_daemon import DONE, Exchange, StubDaemon, chunk, error, held_until, refuse, reply, stream
 
 from vllmd import sse
+from vllmd.ctl.width import fit, width
 
 CHAT = "POST /v1/chat/completions"
 DIM, RED, PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[0m"
@@ -116,6 +118,61 @@ def test_progress_is_no_longer_than_the_line(daemon: StubDaemon, shell: Shell) -
         assert seen.end() == 0
         assert len(max(seen.written.split(b"\r"), key=len)) == 79
         assert seen.lines == ["a", ""]
+
+
+@pytest.mark.parametrize("columns", [2, 10, 40])
+def test_so_it_is_on_a_narrow_terminal(daemon: StubDaemon, shell: Shell, columns: int) -> None:
+    daemon.on(CHAT, stream(sse.comment("starting, loading weights"), chunk("a long answer", "stop"), DONE))
+    with screen(shell, "chat", "hi", size=(24, columns)) as seen:
+        assert seen.end() == 0
+        assert f"\r{'waiting for the model: starting, loading weights'[: columns - 1]}\r" in seen.written.decode()
+        assert seen.lines == ["a long answer", ""]  # the terminal wraps it, not vllmctl
+
+
+def test_wide_characters_take_two_columns(daemon: StubDaemon, shell: Shell) -> None:
+    daemon.on(CHAT, stream(sse.comment("読み込み中 " * 20), chunk("終わり", "stop"), DONE))
+    with screen(shell, "chat", "hi", "-m", "模型") as seen:
+        assert seen.end() == 0
+        drawn, spaces, *_ = [part for part in seen.written.decode().split("\r") if part]
+        assert width(drawn) == len(spaces) == 79
+        assert drawn.startswith("waiting for 模型: 読み込み中 ")
+        assert seen.written.decode().endswith("\r終わり\r\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "fits", "takes"),
+    [
+        ("abc", 2, "ab", 2),
+        ("abc", 0, "", 0),
+        ("abc", -1, "", 0),
+        ("日本語", 5, "日本", 4),
+        ("日本語", 6, "日本語", 6),
+        ("e\u0301e\u0301", 1, "e\u0301", 1),
+        ("\uff76\u200d", 9, "\uff76\u200d", 1),
+    ],
+)
+def test_what_fits_and_what_it_takes(text: str, columns: int, fits: str, takes: int) -> None:
+    assert fit(text, columns) == fits
+    assert width(fits) == takes
+
+
+def test_the_age_of_a_state_goes_on_between_two_events(daemon: StubDaemon, shell: Shell) -> None:
+    ended = threading.Event()
+    since = time.time()
+    starting = {"name": "qwen", "state": "starting", "phase": "compiling", "since": since}
+    daemon.on("GET /api/events", stream(sse.encode(json.dumps(starting), event="model"), held_until(ended)))
+
+    def outcome(exchange: Exchange) -> None:
+        held_until(ended)(exchange)
+        reply({"name": "qwen", "state": "ready"})(exchange)
+
+    daemon.on("POST /api/models/qwen/load?wait=1", outcome)
+    with screen(shell, "load", "qwen") as seen:
+        for age_s in (1, 2):
+            seen.read_until(f"qwen: starting, compiling, {age_s} s")
+        ended.set()
+        assert seen.end() == 0
+        assert seen.lines == ["qwen: ready", ""]
 
 
 def test_a_terminal_as_stdin_is_not_read(daemon: StubDaemon, shell: Shell) -> None:

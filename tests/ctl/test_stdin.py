@@ -9,7 +9,7 @@ import pytest
 from ctl.shell import Shell, screen
 from ctl.stub_daemon import StubDaemon, chat
 
-from vllmd.ctl.prompt import compose, decode, messages, wants_reading
+from vllmd.ctl.prompt import assistant, compose, decode, user, wants_reading, with_system
 from vllmd.errors import RequestError
 
 CHAT = "POST /v1/chat/completions"
@@ -116,6 +116,9 @@ def test_so_are_those_of_an_argument(talking: StubDaemon, shell: Shell) -> None:
     result = shell.run("chat", os.fsdecode(b"a\xff"))
     assert result.status == 1
     assert result.stderr.startswith("vllmctl: the prompt is not UTF-8: byte 0xff at offset 1\n")
+    result = shell.run("chat", "hi", "-s", os.fsdecode(b"\xff"))
+    assert result.status == 1
+    assert result.stderr.startswith("vllmctl: the system prompt is not UTF-8: byte 0xff at offset 0\n")
 
 
 def test_parts_are_composed_without_losing_indentation() -> None:
@@ -125,9 +128,11 @@ def test_parts_are_composed_without_losing_indentation() -> None:
 
 
 def test_there_is_a_system_message_only_if_there_is_a_system_prompt() -> None:
-    assert [each["role"] for each in messages("s", "u")] == ["system", "user"]
-    assert [each["role"] for each in messages(None, "u")] == ["user"]
-    assert [each["role"] for each in messages("", "u")] == ["user"]
+    before = [{"role": "system", "content": "old"}, user("u"), assistant("a")]
+    assert with_system([user("u")], "s") == [{"role": "system", "content": "s"}, user("u")]
+    assert with_system(before, None) == before
+    assert with_system(before, "new") == [{"role": "system", "content": "new"}, user("u"), assistant("a")]
+    assert with_system(before, "") == [user("u"), assistant("a")]
 
 
 def test_what_is_read(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from vllmd.ctl.terminal import Terminal, printable
+from vllmd.ctl.output import printable
+from vllmd.ctl.terminal import Terminal
 from vllmd.errors import VllmdError
 
 

@@ -1,40 +1,27 @@
-"""`vllmctl chat`: one question, one answer, as it is generated.
+"""`vllmctl chat`: one question, one answer, as it is generated; or a conversation."""
 
-The request leaves before the rest is imported: what reads the answer is loaded while the model thinks.
-"""
-
-from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from vllmd.ctl.ask import Manner, Question, ask
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.invocation import Invocation
-from vllmd.ctl.prompt import compose, decode, messages, wants_reading
+from vllmd.ctl.options import Number, files, parameters, text_or_file
+from vllmd.ctl.prompt import Messages, assistant, compose, decode, named, typed, user, wants_reading, with_system
 from vllmd.ctl.terminal import Terminal
 from vllmd.errors import ExitStatus
-from vllmd.wire import CHAT_COMPLETIONS, WAIT_HEADER
+
+if TYPE_CHECKING:
+    from vllmd.ctl.session import Session
 
 
-class Number(click.FloatRange):
-    """A finite number within bounds; click's own type lets `nan` through."""
+class Input(NamedTuple):
+    """What the user's message is made of; a file without a text is stdin."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not isfinite(number):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        return number
-
-
-def text_or_file(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """An option's value: a text, or `@FILE` for the text of a file."""
-    if value is None or not value.startswith("@"):
-        return value
-    try:
-        with open(value[1:], "rb") as file:
-            return decode(file.read(), value[1:]).strip("\r\n")
-    except OSError as error:
-        raise click.BadParameter(f"cannot read {value[1:]}: {error.strerror}", ctx, param) from error
+    files: list[tuple[str, str | None]]
+    words: tuple[str, ...]
+    no_stdin: bool
 
 
 @click.command(cls=Verb)
@@ -42,8 +29,34 @@ def text_or_file(ctx: click.Context, param: click.Parameter, value: str | None) 
 @click.option("-t", "--temperature", type=Number(0, 2), help="0 to 2; the higher, the more varied.")
 @click.option("--top-p", type=Number(0, 1), help="0 to 1; only the likeliest tokens of this share.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="The longest answer, in tokens.")
+@click.option("--seed", type=int, help="The same seed, the same answer, as far as the engine can.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; may be given again.")
+@click.option(
+    "-p",
+    "--param",
+    "params",
+    multiple=True,
+    callback=parameters,
+    metavar="NAME=VALUE",
+    help="Any other parameter; VALUE is JSON, else text. May be given again.",
+)
 @click.option("-m", "--model", metavar="NAME", help="Which model; without it, the default one.")
 @click.option("-s", "--system", callback=text_or_file, metavar="TEXT|@FILE", help="The system prompt.")
+@click.option(
+    "-f",
+    "--file",
+    "attached",
+    multiple=True,
+    callback=files,
+    metavar="PATH",
+    help="A text before the prompt, under its name; - is stdin. May be given again.",
+)
+@click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with what was last said on this terminal.")
+@click.option("--session", metavar="NAME", help="Go on with the conversation of that name; the first time, begin it.")
+@click.option("-R", "--hide-reasoning", is_flag=True, help="Do not show the model's reasoning.")
+@click.option("--stats", is_flag=True, help="Tokens and times on stderr, after the answer.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with all that is known of the answer.")
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @click.option("--no-stdin", is_flag=True, help="Leave stdin alone (inside a loop that reads from it).")
 @click.option("--no-wait", is_flag=True, help="Fail at once if the model is not ready.")
 @click.pass_obj
@@ -51,46 +64,108 @@ def chat(
     invocation: Invocation,
     /,
     words: tuple[str, ...],
-    system: str | None,
+    attached: list[tuple[str, str | None]],
     no_stdin: bool,
-    no_wait: bool,
-    **sampling: Any,
+    system: str | None,
+    goes_on: bool,
+    session: str | None,
+    **options: Any,
 ) -> ExitStatus:
     """Ask the model and print its answer.
 
     What comes in on stdin stands before PROMPT: a document first, the question last. An option that is not given is not
-    sent, so that the model's own defaults hold.
+    sent, so that the model's own defaults hold. Without any prompt, at a terminal, it is a conversation.
     """
-    text = read_text(invocation.terminal, words, no_stdin)
+    manner = Manner(**{name: options.pop(name) for name in Manner._fields})
+    text = read_text(invocation.terminal, Input(attached, words, no_stdin))
+    return Chat(invocation, session, goes_on).run(system, text, request_fields(**options), manner)
+
+
+def request_fields(params: dict[str, Any], stop: tuple[str, ...], **sampling: Any) -> dict[str, Any]:
+    """The fields of the request that were given: what is not given is not sent."""
     given = {name: value for name, value in sampling.items() if value is not None}
-    body = {"messages": messages(system, text), **given, "stream": True}
-    headers = {"Accept": "text/event-stream", **({WAIT_HEADER: "0"} if no_wait else {})}
-    with invocation.client().request("POST", CHAT_COMPLETIONS, body, headers) as exchange:
-        from vllmd.ctl.answer import show
-
-        finish = show(exchange.events(), invocation.terminal, sampling["model"] or "the model")
-    if finish == "length":
-        invocation.terminal.note(_too_long(sampling["max_tokens"]))
-    return ExitStatus.OK
+    return {**given, **({"stop": list(stop)} if stop else {}), **params}
 
 
-def read_text(terminal: Terminal, words: tuple[str, ...], no_stdin: bool) -> str:
-    """The user's message: stdin if there is any, then the words.
+def read_text(terminal: Terminal, given: Input) -> str | None:
+    """The user's message: files, then stdin if there is any, then the words; None at a terminal where there is nothing.
 
     Raises:
-        click.UsageError: there is neither.
-        RequestError: one of them is not UTF-8.
+        click.UsageError: there is nothing, and nobody to ask.
+        RequestError: a part is not UTF-8.
     """
-    document = ""
-    if not no_stdin and wants_reading(terminal.stdin_mode()):
-        document = decode(terminal.read_stdin(), "stdin")
-    text = compose(document, decode(" ".join(words).encode("utf-8", "surrogateescape"), "the prompt"))
-    if not text:
+    parts = [_stdin(terminal) if text is None else named(path, text) for path, text in given.files]
+    is_read = any(text is None for _, text in given.files)
+    if not (is_read or given.no_stdin) and wants_reading(terminal.stdin_mode()):
+        parts.append(_stdin(terminal))
+    text = compose(*parts, typed(" ".join(given.words), "the prompt"))
+    if not text and (parts or given.words or given.no_stdin or not terminal.is_interactive):
         raise click.UsageError("no prompt: give one as argument or on stdin")
-    return text
+    return text or None
 
 
-def _too_long(max_tokens: int | None) -> str:
-    if max_tokens is None:
-        return "stopped at the longest answer that the model allows; -n sets another length"
-    return "stopped at --max-tokens"
+def _stdin(terminal: Terminal) -> str:
+    return decode(terminal.read_stdin(), "stdin")
+
+
+class Chat:
+    """One run of `vllmctl chat`, and the session that it belongs to.
+
+    Args:
+        name: the session's; None for this terminal's.
+        goes_on: whether to go on with what was last said on this terminal.
+    """
+
+    def __init__(self, invocation: Invocation, name: str | None, goes_on: bool) -> None:
+        self._invocation = invocation
+        self._name = name
+        self._goes_on = goes_on
+
+    def run(self, system: str | None, text: str | None, fields: dict[str, Any], manner: Manner) -> ExitStatus:
+        """Asks the question, or all that a person at the terminal asks.
+
+        Args:
+            text: the question; None for a conversation.
+            fields: of the requests.
+        """
+        before, model = self._before()
+        fields = {**({"model": model} if model else {}), **fields}
+        client, terminal = self._invocation.client(), self._invocation.terminal
+        if text is None:
+            from vllmd.ctl.interactive import Dialogue
+
+            before = with_system(before, system)
+            return Dialogue(client, terminal, before, fields, manner, self._save).run()
+        messages = [*with_system(before, system), user(text)]
+        keep = self._name is not None or terminal.device is not None
+        answer = ask(client, terminal, Question(messages, fields), manner, keep=keep)
+        if keep:
+            self._save([*messages, assistant(answer.text)], fields)
+        return ExitStatus.OK
+
+    def _before(self) -> tuple[Messages, str | None]:
+        """What was said before in the session, and the model's name if one was given."""
+        if self._name is None and not self._goes_on:
+            return [], None
+        from vllmd.ctl.session import nothing_to_continue
+
+        session = self._session()
+        found = session.load() if session else None
+        if session and found is None and session.name:
+            self._invocation.terminal.note(f"a new session: {session.path}")
+        elif found is None:
+            raise nothing_to_continue(session)
+        return found or ([], None)
+
+    def _save(self, messages: Messages, fields: dict[str, Any]) -> None:
+        if session := self._session():
+            session.save(messages, fields.get("model"))
+
+    def _session(self) -> "Session | None":
+        # Imported only here: most questions belong to no conversation, and a session is saved when the answer is out.
+        from vllmd.ctl.session import named_session, terminal_session
+
+        environ = self._invocation.environ
+        if self._name is None:
+            return terminal_session(self._invocation.terminal, environ)
+        return named_session(self._name, environ)

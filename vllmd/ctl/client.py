@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllmd import __version__
 from vllmd.address import Address
-from vllmd.ctl.connection import Connection, Head, NotHttp
-from vllmd.ctl.failure import Failure, read_error
+from vllmd.ctl.connection import Connection, Head
+from vllmd.ctl.failure import read_error
+from vllmd.ctl.framing import NotHttp
+from vllmd.ctl.key import api_key
 from vllmd.ctl.reach import not_vllmd, unreachable
-from vllmd.errors import DaemonUnreachable, ExitStatus, VllmdError
+from vllmd.errors import DaemonUnreachable, VllmdError
 
 if TYPE_CHECKING:
     from vllmd.sse import Event
@@ -26,16 +28,35 @@ ANSWER_TIMEOUT_S = 10.0
 """Seconds that the daemon may take for an answer about itself."""
 
 
+Trace = Callable[[str, bytes], None]
+
+
+def _nobody(mark: str, data: bytes) -> None:
+    """Traces nothing."""
+
+
 class Exchange:
     """A request that has been sent, and its response."""
 
-    def __init__(self, connection: Connection, address: Address, warn: Callable[[str], None]) -> None:
+    def __init__(self, connection: Connection, address: Address, warn: Callable[[str], None], trace: Trace) -> None:
         self._connection = connection
         self._address = address
         self._warn = warn
+        self._trace = trace
 
     def events(self) -> "Iterator[Event]":
-        """The response's events as they come; they end when the connection does, however it ended.
+        """The response's events as they come, one by one. Ends and raises as `blocks` does."""
+        for events in self.blocks():
+            yield from events
+
+    def blocks(self, until: "Exchange | None" = None, tick_s: float | None = None) -> "Iterator[list[Event]]":
+        """The response's events as they come, those together that came together.
+
+        They end when the connection does, however it ended.
+
+        Args:
+            until: ends them, too, as soon as this one is answered.
+            tick_s: after so many seconds of silence an empty list comes, again and again; None for never.
 
         Raises:
             VllmdError: the daemon refused the request, left before it answered, or does not answer with events.
@@ -47,8 +68,9 @@ class Exchange:
             raise not_vllmd(self._address, "sent no events")
         decoder = Decoder()
         with _named(self._address):
-            for piece in self._connection.body():
-                yield from decoder.feed(piece)
+            for piece in self._connection.body(until._connection if until else None, tick_s):
+                self._trace("<", piece)
+                yield decoder.feed(piece)
 
     def json(self) -> Any:
         """The response's JSON. Raises as `events` does."""
@@ -58,6 +80,7 @@ class Exchange:
     def _head(self) -> Head:
         with _named(self._address):
             head = self._connection.head()
+        self._trace("<", _written(f"HTTP {head.status}", head.headers))
         self._compare(head.headers.get("server", ""))
         if not 200 <= head.status < 300:
             raise self._refusal(head)
@@ -72,7 +95,9 @@ class Exchange:
 
     def _whole(self) -> bytes:
         with _named(self._address):
-            return b"".join(self._connection.body())
+            content = b"".join(self._connection.body())
+        self._trace("<", content)
+        return content
 
     def _compare(self, server: str) -> None:
         name, _, version = server.partition(" ")[0].partition("/")
@@ -87,12 +112,16 @@ class Client:
         address: where it listens.
         environ: holds the API key, if there is one.
         note: is told what the user should know though it is no error.
+        trace: is shown all that is sent (`>`) and received (`<`), but for the key.
     """
 
-    def __init__(self, address: Address, environ: Mapping[str, str], note: Callable[[str], None]) -> None:
+    def __init__(
+        self, address: Address, environ: Mapping[str, str], note: Callable[[str], None], trace: Trace = _nobody
+    ) -> None:
         self._address = address
         self._environ = environ
         self._note = note
+        self._trace = trace
         self._noted: set[str] = set()
 
     @contextmanager
@@ -120,9 +149,10 @@ class Client:
         with _named(self._address):
             connection = Connection(self._address, deadline)
         with connection:
+            self._trace(">", _written(f"{method} {path}", fields) + content)
             with _named(self._address):
                 connection.send(method, path, fields, content)
-            yield Exchange(connection, self._address, self._warn)
+            yield Exchange(connection, self._address, self._warn, self._trace)
 
     def ask(self, method: str, path: str, timeout_s: float | None = ANSWER_TIMEOUT_S) -> Any:
         """Sends a request without a body and returns the JSON that comes back. Raises as `request` and `json` do.
@@ -155,25 +185,6 @@ class Client:
             self._note(text)
 
 
-def api_key(environ: Mapping[str, str]) -> str:
-    """The API key from VLLMD_API_KEY, else from the file that VLLMD_API_KEY_FILE names; empty if there is none.
-
-    Raises:
-        Failure: the file cannot be read, or no header can carry the key.
-    """
-    path = environ.get("VLLMD_API_KEY_FILE")
-    key = environ.get("VLLMD_API_KEY", "").strip()
-    if path and not key:
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                key = file.read().strip()
-        except OSError as error:
-            raise Failure(f"VLLMD_API_KEY_FILE: cannot read {path}: {error.strerror}", "", ExitStatus.USAGE) from error
-    if not (key.isascii() and key.isprintable()):
-        raise Failure("the API key holds characters that no header can carry", "", ExitStatus.USAGE)
-    return key
-
-
 @contextmanager
 def _named(address: Address) -> Iterator[None]:
     """Gives the failures of a connection their names."""
@@ -185,6 +196,12 @@ def _named(address: Address) -> Iterator[None]:
         raise unreachable(address, OSError("no such host name")) from error
     except NotHttp as error:
         raise not_vllmd(address, "does not speak HTTP") from error
+
+
+def _written(first: str, fields: Mapping[str, str]) -> bytes:
+    """The beginning of a request or response as a person reads it, the key left out."""
+    shown = [f"{name}: {'***' if name == 'Authorization' else value}" for name, value in fields.items()]
+    return "\n".join([first, *shown, "", ""]).encode(errors="replace")
 
 
 def _read_json(content: bytes, address: Address) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from vllmd.ctl import interrupt
 from vllmd.ctl.invocation import Invocation
 from vllmd.errors import ExitStatus
 
@@ -39,6 +40,8 @@ ENVIRONMENT = [
     ("VLLMD_HOST", "the daemon's address: unix:///path, /path, http://host:port, host:port"),
     ("VLLMD_API_KEY", "the key for a daemon that asks for one"),
     ("VLLMD_API_KEY_FILE", "a file that holds the key"),
+    ("XDG_STATE_HOME", "where conversations with a name are kept, in vllmctl/NAME.json"),
+    ("XDG_RUNTIME_DIR", "where the last conversation of each terminal is kept until logout"),
     ("NO_COLOR", "no colour, if not empty"),
     ("VLLMCTL_VERB_OPTION", "a default for an option, such as VLLMCTL_CHAT_TEMPERATURE"),
 ]
@@ -51,22 +54,23 @@ def _shared_options() -> list[click.Parameter]:
     """The options that are understood before and after the verb alike."""
 
     def told(change: Callable[[Invocation, Any], None]) -> Callback:
-        def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
-            invocation = context.find_object(Invocation)
-            if value and invocation:
+        def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+            invocation, name = context.find_object(Invocation), str(parameter.name)
+            given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+            if value and invocation and (given or name not in invocation.said):
+                invocation.said.update({name} if given else ())
                 change(invocation, value)
 
         return callback
 
     def option(*names: str, change: Callable[[Invocation, Any], None], **rest: Any) -> click.Option:
-        return click.Option(
-            names, callback=told(change), expose_value=False, is_eager=True, allow_from_autoenv=False, **rest
-        )
+        return click.Option(names, callback=told(change), expose_value=False, is_eager=True, **rest)
 
     return [
         option("-H", "--host", metavar="ADDRESS", help="Where the daemon listens (VLLMD_HOST).", change=_set_host),
         option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.", change=_set_quiet),
         option("--no-color", is_flag=True, help="No colour on stderr (NO_COLOR).", change=_set_no_colour),
+        option("--debug", is_flag=True, help="Show the HTTP exchange on stderr.", change=_set_debug),
     ]
 
 
@@ -82,12 +86,30 @@ def _set_no_colour(invocation: Invocation, no_colour: bool) -> None:
     invocation.terminal.colour = not no_colour
 
 
+def _set_debug(invocation: Invocation, debug: bool) -> None:
+    invocation.terminal.debug = debug
+
+
 class Verb(click.Command):
     """A command with the shared options; it returns its exit status."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _shared_options()
+        for each in self.params:
+            if isinstance(each, click.Option):
+                each.envvar = self._variable(each)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; from here on there may be something to put in order when Ctrl-C comes."""
+        interrupt.raises()
+        return super().invoke(ctx)
+
+    def _variable(self, option: click.Option) -> str:
+        """The environment variable with an option's default, called as the option is: click would take the name that
+        the option has in the code."""
+        name = max(option.opts, key=len).lstrip("-").replace("-", "_")
+        return f"VLLMCTL_{self.name}_{name}".upper()
 
 
 class Verbs(click.Group):

@@ -5,7 +5,8 @@ What is needed here is little: one request, with its length, that asks for the c
 response, and a response whose body is chunked, has a length, or ends with the connection (RFC 9112, section 6).
 """
 
-import io
+import re
+import select
 import socket
 import struct
 import time
@@ -13,9 +14,12 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from vllmd.address import Address, UnixAddress
+from vllmd.ctl.framing import NotHttp, framing_of
 
 CONNECT_TIMEOUT_S = 10.0
-_LINE_MAX_BYTES = 64 * 1024
+_HTTP = b"HTTP/1."
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_HEAD_MAX_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 1024
 
 
@@ -24,10 +28,6 @@ class Head(NamedTuple):
 
     status: int
     headers: Mapping[str, str]
-
-
-class NotHttp(Exception):
-    """What came back is no HTTP response."""
 
 
 class Connection:
@@ -43,8 +43,9 @@ class Connection:
 
     def __init__(self, address: Address, deadline: float | None = None) -> None:
         self._socket = _connect(address, _left_s(deadline))
-        self._file = io.BufferedReader(_Reader(self._socket, deadline), _PIECE_BYTES)
+        self._deadline = deadline
         self._address = address
+        self._rest = b""
         self._headers: Mapping[str, str] = {}
 
     def __enter__(self) -> "Connection":
@@ -70,62 +71,63 @@ class Connection:
             ConnectionError: the other side left without an answer.
             NotHttp: it answered something else.
         """
-        lines = []
-        while line := self._line().rstrip(b"\r\n").decode("latin-1"):
-            lines.append(line)
-        if not lines:
-            raise ConnectionAbortedError("closed the connection without an answer")
-        parts = [line.partition(":") for line in lines[1:]]
+        data = b""
+        while not (end := _END_OF_HEAD.search(data)):
+            if data[: len(_HTTP)] != _HTTP[: len(data)] or len(data) > _HEAD_MAX_BYTES:
+                raise NotHttp
+            piece = self._receive()
+            if not piece:
+                raise ConnectionAbortedError("closed the connection without an answer")
+            data += piece
+        self._rest = data[end.end() :]
+        first, *lines = data[: end.start()].decode("latin-1").split("\n")
+        parts = [line.partition(":") for line in lines]
         self._headers = {name.strip().lower(): value.strip() for name, _, value in parts}
-        return Head(_status(lines[0]), self._headers)
+        return Head(_status(first), self._headers)
 
-    def body(self) -> Iterator[bytes]:
-        """The body as it comes. It ends where the response ends, and just so where the connection breaks."""
+    def body(self, until: "Connection | None" = None, tick_s: float | None = None) -> Iterator[bytes]:
+        """The body as it comes. It ends where the response ends, and just so where the connection breaks.
+
+        Args:
+            until: ends it, too, as soon as this one is answered.
+            tick_s: after so many seconds of silence an empty piece comes, again and again; None for never.
+        """
+        framing = framing_of(self._headers)
         try:
-            yield from self._pieces()
+            while not framing.ended:
+                if self._is_silent(until, tick_s):
+                    yield b""
+                elif (until and until._is_answered()) or not (data := self._receive()):
+                    return
+                else:
+                    yield framing.feed(data)
         except OSError:
             return
 
-    def _pieces(self) -> Iterator[bytes]:
-        length = self._headers.get("content-length", "")
-        if "chunked" in self._headers.get("transfer-encoding", "").lower():
-            yield from self._chunks()
-        elif length.isdecimal():
-            yield from self._exactly(int(length))
-        else:
-            while piece := self._file.read1(_PIECE_BYTES):
-                yield piece
+    def _receive(self) -> bytes:
+        """The next bytes; none once the other side has closed the connection."""
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            return rest
+        if self._deadline is not None:
+            self._socket.settimeout(_left_s(self._deadline))
+        return self._socket.recv(_PIECE_BYTES)
 
-    def _chunks(self) -> Iterator[bytes]:
-        while size := _chunk_size(self._line()):
-            yield from self._exactly(size)
-            self._line()
+    def _is_silent(self, until: "Connection | None", tick_s: float | None) -> bool:
+        """Waits until something came from here or from `until`; True if `tick_s` passed before."""
+        if self._has_more() or (until is None and tick_s is None):
+            return False
+        limits = [each for each in (tick_s, _left_s(self._deadline)) if each is not None]
+        sockets = [each._socket for each in (self, until) if each]
+        return not select.select(sockets, [], [], min(limits, default=None))[0]
 
-    def _exactly(self, size: int) -> Iterator[bytes]:
-        while size and (piece := self._file.read1(min(size, _PIECE_BYTES))):
-            size -= len(piece)
-            yield piece
+    def _is_answered(self) -> bool:
+        return bool(select.select([self._socket], [], [], 0)[0])
 
-    def _line(self) -> bytes:
-        line = self._file.readline(_LINE_MAX_BYTES)
-        if len(line) == _LINE_MAX_BYTES:
-            raise NotHttp
-        return line
-
-
-class _Reader(io.RawIOBase):
-    """What a socket receives, until the deadline."""
-
-    def __init__(self, source: socket.socket, deadline: float | None) -> None:
-        self._source = source
-        self._deadline = deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        self._source.settimeout(_left_s(self._deadline))
-        return self._source.recv_into(buffer)
+    def _has_more(self) -> bool:
+        """Whether there are bytes that select cannot see: taken off the socket, or decrypted, already."""
+        pending = getattr(self._socket, "pending", None)
+        return bool(self._rest or (pending and pending()))
 
 
 def _left_s(deadline: float | None) -> float | None:
@@ -182,11 +184,3 @@ def _status(line: str) -> int:
     if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
         raise NotHttp
     return int(rest[:3])
-
-
-def _chunk_size(line: bytes) -> int:
-    """The size that a chunk's first line gives; 0, which is the end, where it gives none."""
-    try:
-        return max(0, int(line.partition(b";")[0], 16))
-    except ValueError:
-        return 0

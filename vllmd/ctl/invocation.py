@@ -22,6 +22,8 @@ class Invocation:
         self.terminal = terminal
         self.environ = environ
         self.host = ""
+        self.said: set[str] = set()
+        """The shared options that stood on the command line, which no environment variable may change."""
 
     def client(self) -> "Client":
         """The daemon that the command line, the environment or the usual place points at.
@@ -33,4 +35,4 @@ class Invocation:
         from vllmd.ctl.reach import find_address
 
         address = find_address(self.host, self.environ, os.getuid())
-        return Client(address, self.environ, self.terminal.note)
+        return Client(address, self.environ, self.terminal.note, self.terminal.trace)

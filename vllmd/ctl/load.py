@@ -1,14 +1,18 @@
 """`vllmctl load`, `unload` and `restart`: what is in memory. (The daemon itself is systemctl's to start and stop.)"""
 
+from contextlib import suppress
 from urllib.parse import quote
 
 import click
 
+from vllmd.ctl.client import Client, Exchange
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import Failure
 from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.terminal import Terminal
+from vllmd.ctl.wait import follow
 from vllmd.ctl.which import find
-from vllmd.errors import ExitStatus
+from vllmd.errors import ExitStatus, VllmdError
 from vllmd.wire import model_status
 
 OUTCOMES = {"load": "ready", "restart": "ready", "unload": "stopped"}
@@ -68,11 +72,21 @@ def change(verb: str, invocation: Invocation, model: str | None, no_block: bool)
         say(invocation, f"{name}: {verb} asked for; follow it with:  vllmctl status")
         return ExitStatus.OK
     terminal.progress(f"{verb} {name} ...")
-    outcome = model_status(client.ask("POST", f"{path}?wait=1", timeout_s=None))
+    with client.request("POST", f"{path}?wait=1") as order:
+        if terminal.shows_progress:
+            show_progress(client, terminal, name, order)
+        outcome = model_status(order.json())
     if outcome.state != OUTCOMES[verb]:
         raise Failure(f"{name}: {outcome.sentence()}", outcome.hint)
     say(invocation, f"{name}: {outcome.sentence()}")
     return ExitStatus.OK
+
+
+def show_progress(client: Client, terminal: Terminal, name: str, order: Exchange) -> None:
+    """Shows how the model is doing until the order is answered. The order alone decides what is told in the end."""
+    with suppress(VllmdError):
+        for status in follow(client, name, until=order):
+            terminal.progress(f"{name}: {status.sentence()}")
 
 
 def say(invocation: Invocation, text: str) -> None:

@@ -1,34 +1,25 @@
-"""vllmctl's beginning and end: the group of verbs, and the only place where the process exits.
+"""vllmctl's beginning and end, and the only place where the process exits.
 
-A command returns its exit status or raises an error; here errors become a message on stderr and a status. Ctrl-C ends
-the process by SIGINT itself, so that the shell sees what happened and a loop around vllmctl ends too. A reader that has
-left ends it with 141, silently, as if SIGPIPE had. click's own `main` is not used: it would make both of them a 1.
+Ctrl-C ends the process by SIGINT itself. While modules are imported, and once all is said, the signal does that alone;
+Python would print a traceback. In between there may be a line to end on the terminal. A reader that has left ends the
+process with 141, silently, as if SIGPIPE had.
 """
 
 import os
-import signal
 import sys
-from contextlib import suppress
-from typing import NoReturn
 
-import click
-
-from vllmd import __version__
-from vllmd.ctl.commands import Verbs
-from vllmd.ctl.failure import exit_status, wording
-from vllmd.ctl.invocation import Invocation
-from vllmd.ctl.terminal import Terminal
-from vllmd.errors import ExitStatus, VllmdError
+from vllmd.ctl import interrupt
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VLLMCTL"})
-@click.version_option(__version__, message="vllmctl %(version)s")
-def vllmctl() -> None:
-    """Talk to vllmd, the daemon that serves models with vLLM."""
-
-
-def main() -> NoReturn:
+def main() -> None:
     """Runs vllmctl on this process's arguments and ends the process."""
+    interrupt.kills()
+    interrupt.admit()
+    from vllmd.ctl.invocation import Invocation
+    from vllmd.ctl.run import run
+    from vllmd.ctl.terminal import Terminal
+    from vllmd.errors import ExitStatus
+
     terminal = Terminal.standard(os.environ)
     try:
         status = run(sys.argv[1:], Invocation(terminal, os.environ))
@@ -36,54 +27,9 @@ def main() -> NoReturn:
         terminal.stdout.abandon()
         status = ExitStatus.PIPE_CLOSED
     except KeyboardInterrupt:
-        _die_of_sigint(terminal)
+        interrupt.kills()
+        terminal.leave()
+        interrupt.die()
         status = ExitStatus.INTERRUPTED
+    interrupt.kills()
     sys.exit(status)
-
-
-def run(arguments: list[str], invocation: Invocation) -> int:
-    """Runs one command line.
-
-    Returns:
-        The exit status, after errors were shown.
-
-    Raises:
-        BrokenPipeError: nobody reads stdout any more.
-        KeyboardInterrupt: Ctrl-C.
-    """
-    try:
-        with vllmctl.make_context("vllmctl", arguments, obj=invocation) as context:
-            status = int(vllmctl.invoke(context) or ExitStatus.OK)
-            invocation.terminal.settle()
-            return status
-    except VllmdError as error:
-        invocation.terminal.error(wording(error), error.hint)
-        return exit_status(error)
-    except click.exceptions.Exit as end:
-        return end.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return ExitStatus.USAGE
-    except click.ClickException as error:
-        invocation.terminal.error(*_usage(error))
-        return ExitStatus.USAGE
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # the help and the version are written by click itself
-        invocation.terminal.stdout.abandon()
-        invocation.terminal.error(f"input or output failed: {error.strerror}")
-        return ExitStatus.ERROR
-
-
-def _usage(error: click.ClickException) -> tuple[str, str]:
-    message = error.format_message().rstrip(".")
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    path = context.command_path if context else "vllmctl"
-    return message[:1].lower() + message[1:], f"see:  {path} --help"
-
-
-def _die_of_sigint(terminal: Terminal) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with suppress(OSError, VllmdError):
-        terminal.break_off()
-    os.kill(os.getpid(), signal.SIGINT)

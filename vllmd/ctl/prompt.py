@@ -4,6 +4,9 @@ from stat import S_ISFIFO, S_ISREG, S_ISSOCK
 
 from vllmd.errors import RequestError
 
+Messages = list[dict[str, str]]
+"""A conversation as OpenAI's API has it."""
+
 
 def wants_reading(mode: int | None) -> bool:
     """Whether stdin holds something to read: a pipe, a file, a socket.
@@ -31,6 +34,11 @@ def decode(data: bytes, whence: str) -> str:
         ) from error
 
 
+def typed(text: str, whence: str) -> str:
+    """`text` as it stood on the command line, where Python hides bytes that are not UTF-8. Raises as `decode` does."""
+    return decode(text.encode("utf-8", "surrogateescape"), whence)
+
+
 def compose(*parts: str) -> str:
     """The user's message: documents first, the question last, one blank line between; parts without text vanish.
 
@@ -39,7 +47,24 @@ def compose(*parts: str) -> str:
     return "\n\n".join(part.strip("\r\n") for part in parts if part.strip())
 
 
-def messages(system: str | None, text: str) -> list[dict[str, str]]:
-    """The conversation that the model is asked to continue."""
+def named(name: str, text: str) -> str:
+    """A file's text under its name, as head(1) and tail(1) write it; nothing if the file is empty."""
+    return f"==> {name} <==\n{text}" if text.strip() else ""
+
+
+def with_system(messages: Messages, system: str | None) -> Messages:
+    """The conversation with that system prompt: None leaves it as it is, an empty one takes it away."""
+    if system is None:
+        return messages
     first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": text}]
+    return first + [message for message in messages if message["role"] != "system"]
+
+
+def user(text: str) -> dict[str, str]:
+    """What the user says."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    """What the model said."""
+    return {"role": "assistant", "content": text}

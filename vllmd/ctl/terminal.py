@@ -15,64 +15,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TextIO
 
+from vllmd.ctl.output import Output, printable
+from vllmd.ctl.width import fit, width
 from vllmd.errors import VllmdError
 
 SILENCE_S = 2.0
 """Seconds without a byte on stdin after which a note says what vllmctl is waiting for."""
 
-_CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-_DIM, _RED, _PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[0m"
+_DIM, _RED = "\x1b[2m", "\x1b[31m"
 _NAME = "vllmctl: "
-
-
-def printable(text: str) -> str:
-    """`text` without the control characters (C0, DEL, C1) that a terminal would act upon; newline and tab stay."""
-    return text.translate(_CONTROL)
-
-
-class Output:
-    """One stream that text goes out on.
-
-    Args:
-        file: where to; None if the shell has closed it.
-    """
-
-    def __init__(self, file: TextIO | None) -> None:
-        self._file = file
-        self.is_tty = file is not None and file.isatty()
-        self.at_line_start = True
-
-    def write(self, text: str, style: str = "") -> None:
-        """Writes what may be shown of `text`; `style` is an escape sequence of our own around it.
-
-        Raises:
-            BrokenPipeError: the reader has left.
-            VllmdError: the text cannot be written.
-        """
-        shown = printable(text) if self.is_tty else text
-        if shown:
-            self.at_line_start = shown.endswith("\n")
-            self.send(f"{style}{shown}{_PLAIN}" if style else shown)
-
-    def send(self, text: str) -> None:
-        """Writes `text` as it is. Raises as `write` does."""
-        if self._file is None:
-            raise VllmdError("cannot write: the stream is closed")
-        try:
-            self._file.buffer.write(text.encode("utf-8", "replace"))
-            self._file.flush()
-        except OSError as error:
-            self.abandon()
-            if isinstance(error, BrokenPipeError):
-                raise
-            raise VllmdError(f"cannot write: {error.strerror}") from error
-
-    def abandon(self) -> None:
-        """Lets what could not be written go nowhere, so that the interpreter's own flush at exit cannot fail again."""
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._file.fileno() if self._file else nowhere)
-            os.close(nowhere)
 
 
 class Terminal:
@@ -87,10 +38,11 @@ class Terminal:
         self, stdin: TextIO | None, stdout: TextIO | None, stderr: TextIO | None, environ: Mapping[str, str]
     ) -> None:
         self._stdin = stdin
-        self._stderr_file = stderr
+        self._stdout = stdout
         self.stdout = Output(stdout)
         self.stderr = Output(stderr)
         self.quiet = False
+        self.debug = False
         self.colour = self.stderr.is_tty and not environ.get("NO_COLOR") and environ.get("TERM", "") not in ("", "dumb")
         self._drawn = 0
         self._held = ""
@@ -103,6 +55,19 @@ class Terminal:
 
     # ── stdin ──
 
+    @property
+    def is_interactive(self) -> bool:
+        """Whether a person types at stdin and sees what is said on stderr."""
+        return self.stderr.is_tty and self._stdin is not None and self._stdin.isatty()
+
+    @property
+    def device(self) -> str | None:
+        """The path of the terminal that stdin, else stdout, is; None if neither is one."""
+        for file in (self._stdin, self._stdout):
+            with suppress(OSError, ValueError, AttributeError):
+                return os.ttyname(file.fileno())  # type: ignore[union-attr]
+        return None
+
     def stdin_mode(self) -> int | None:
         """The `st_mode` of stdin; None if it is closed."""
         try:
@@ -112,9 +77,10 @@ class Terminal:
 
     def read_stdin(self) -> bytes:
         """All of stdin; after two silent seconds a person at a terminal is told what is being waited for."""
-        assert self._stdin is not None
+        if self._stdin is None:
+            raise VllmdError("cannot read: stdin is closed")
         ready, _, _ = select.select([self._stdin], [], [], SILENCE_S)
-        if not ready and self.stderr.is_tty:
+        if not ready and (self.stderr.is_tty or self.debug):
             self.note("reading the prompt from stdin ... (--no-stdin does without)")
         return self._stdin.buffer.read()
 
@@ -130,8 +96,8 @@ class Terminal:
         if len(text) > len(shown) and (shown or not self.stdout.at_line_start):
             shown += "\n"
         self._held = text[len(shown) :]
+        self._answered = self._answered or bool(shown)  # first, since Ctrl-C may come at any moment
         self.stdout.write(shown)
-        self._answered = self._answered or bool(shown)
 
     def end_answer(self) -> None:
         """Ends a whole answer with exactly one newline."""
@@ -139,6 +105,13 @@ class Terminal:
         if not (self._answered and self.stdout.at_line_start):
             self.stdout.write("\n")
         self._held, self._answered = "", False
+
+    def cut_answer(self) -> None:
+        """Ends an answer that will not come to its end, so that another one can follow it."""
+        if self._answered:
+            self.end_answer()
+        else:
+            self.break_off()
 
     def line(self, text: str) -> None:
         """Writes a finished line to stdout."""
@@ -149,17 +122,22 @@ class Terminal:
 
     def reasoning(self, text: str) -> None:
         """Shows a part of the model's reasoning, dim; only a terminal gets to see it."""
-        if text and self.stderr.is_tty and not self.quiet:
+        if text and self.shows_progress:
             self._erase()
             self._tell(text, _DIM)
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether anybody gets to see a line of progress."""
+        return self.stderr.is_tty and not self.quiet
+
     def progress(self, text: str) -> None:
         """Draws one line that the next output erases; only a terminal gets to see it."""
-        if not self.stderr.is_tty or self.quiet:
+        if not self.shows_progress:
             return
-        shown = " ".join(printable(text).split())[: self._columns() - 1]
-        before, self._drawn = self._drawn, len(shown)  # first, since Ctrl-C may come at any moment
-        self._draw(f"\r{shown.ljust(before)}")
+        shown = fit(" ".join(printable(text).split()), self.stderr.columns() - 1)
+        before, self._drawn = self._drawn, width(shown)  # first, since Ctrl-C may come at any moment
+        self._draw(f"\r{shown}{' ' * (before - self._drawn)}")
 
     def note(self, text: str) -> None:
         """Says something worth knowing that is no error."""
@@ -174,12 +152,29 @@ class Terminal:
         indent = "\n" + " " * len(_NAME)
         self._tell(indent.join(line for line in (*message.splitlines(), *hint.splitlines()) if line) + "\n")
 
+    def trace(self, mark: str, data: bytes) -> None:
+        """Shows what goes over the wire, if that was asked for: each line behind a mark, as curl does."""
+        if self.debug and data:
+            self.settle()
+            self._tell("".join(f"{mark} {line}\n" for line in data.decode(errors="replace").splitlines()))
+
+    def remark(self, text: str) -> None:
+        """Writes a line that was asked for to stderr, without our name before it."""
+        if not self.quiet:
+            self.break_off()
+            self._tell(f"{text}\n")
+
     def break_off(self) -> None:
         """Leaves an unfinished answer as it is; on a terminal the next line begins at its start."""
         self.settle()
         self._held, self._answered = "", False
         if self.stdout.is_tty and not self.stdout.at_line_start:
             self.stdout.write("\n")
+
+    def leave(self) -> None:
+        """`break_off` for the last time: nothing can be said about it any more if it fails."""
+        with suppress(OSError, VllmdError):
+            self.break_off()
 
     def settle(self) -> None:
         """Progress and reasoning are over: stderr stands at the start of a line."""
@@ -199,8 +194,3 @@ class Terminal:
     def _draw(self, text: str) -> None:
         with suppress(OSError, VllmdError):
             self.stderr.send(text)
-
-    def _columns(self) -> int:
-        with suppress(OSError, AttributeError):
-            return os.get_terminal_size(self._stderr_file.fileno()).columns or 80  # type: ignore[union-attr]
-        return 80

@@ -10,16 +10,20 @@ from collections.abc import Iterator
 
 import click
 
-from vllmd.ctl.client import ANSWER_TIMEOUT_S, Client
+from vllmd.ctl.client import ANSWER_TIMEOUT_S, Client, Exchange
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import LOOK, Failure
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.which import find
 from vllmd.errors import DaemonUnreachable, ExitStatus
+from vllmd.sse import Event
 from vllmd.wire import EVENTS, ModelStatus, model_status
 
 PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 1.0
 """Seconds between two tries to reach a daemon that is not there; they double."""
+
+TICK_S = 1.0
+"""Seconds after which a state is told anew, since what is left of it has changed."""
 
 News = ModelStatus | DaemonUnreachable
 
@@ -69,7 +73,8 @@ def watch(client: Client, model: str | None, deadline: float | None) -> Iterator
     pause_s = PAUSE_MIN_S
     while _left_s(deadline) > 0:
         try:
-            for status in follow(client, model, deadline):
+            name = find(client.status(min(ANSWER_TIMEOUT_S, _left_s(deadline))), model).name
+            for status in follow(client, name, deadline):
                 pause_s = PAUSE_MIN_S
                 yield status
         except DaemonUnreachable as error:
@@ -78,29 +83,38 @@ def watch(client: Client, model: str | None, deadline: float | None) -> Iterator
         pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
 
-def follow(client: Client, model: str | None, deadline: float | None) -> Iterator[ModelStatus]:
-    """One connection's worth of states: the present one, every change, and the same one anew with each keep-alive.
+def follow(
+    client: Client, name: str, deadline: float | None = None, until: Exchange | None = None
+) -> Iterator[ModelStatus]:
+    """One connection's worth of states: the present one, every change, and the same one anew each second.
 
     Ends when the connection does, and when changes were missed: a new connection begins with the present state.
+
+    Args:
+        deadline: in seconds of `time.monotonic`; None for never.
+        until: ends them, too, as soon as this one is answered.
     """
-    name = find(client.status(min(ANSWER_TIMEOUT_S, _left_s(deadline))), model).name
     last = None
     with client.request("GET", EVENTS, headers={"Accept": "text/event-stream"}, deadline=deadline) as exchange:
-        for event in exchange.events():
-            if event.event == "missed":
-                return
-            if event.event == "model" and event.has_data:
-                status = _read(event.data)
-                last = status if status.name == name else last
-            if last:
+        for events in exchange.blocks(until, TICK_S):
+            for event in events:
+                if event.event == "missed":
+                    return
+                if (status := _read(event)) and status.name == name:
+                    last = status
+                    yield last
+            if last and not events:
                 yield last
 
 
-def _read(data: str) -> ModelStatus:
+def _read(event: Event) -> ModelStatus | None:
+    """The state that an event tells of, if it tells of one."""
+    if event.event != "model" or not event.has_data:
+        return None
     try:
-        return model_status(json.loads(data))
+        return model_status(json.loads(event.data))
     except (ValueError, TypeError, AttributeError) as error:
-        raise Failure(f"an event of the daemon cannot be read: {data[:80]}", LOOK) from error
+        raise Failure(f"an event of the daemon cannot be read: {event.data[:80]}", LOOK) from error
 
 
 def _left_s(deadline: float | None) -> float:
