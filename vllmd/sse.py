@@ -34,6 +34,8 @@ class Event:
 class Splitter:
     """Cuts a stream into a part that ends where an event ends and a rest that waits for more."""
 
+    __slots__ = ("_rest",)
+
     def __init__(self) -> None:
         self._rest = b""
 

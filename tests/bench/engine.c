@@ -69,6 +69,7 @@ static int asks(const char *request, const char *what) { return strncmp(request,
 static void serve(struct conn *conn, const char *request, const char *body) {
     conn->chat = asks(request, "POST /v1/chat/completions ");
     conn->id = ++last_id;
+    conn->created = (long)time(NULL);
     conn->wanted = (long)number_after(body, "\"max_tokens\":", 16);
     if (conn->wanted < 1) conn->wanted = 1;
     if (conn->chat && (strstr(body, "\"stream\":true") || strstr(body, "\"stream\": true"))) begin_stream(conn, body);

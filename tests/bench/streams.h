@@ -12,6 +12,7 @@ struct conn {
     int64_t due_ns, period_ns;
     long wanted, sent;
     unsigned long id;
+    long created;
     size_t in_length, out_length, out_sent;
     char in[IN_BYTES + 1], out[OUT_BYTES];
 };
@@ -67,7 +68,7 @@ static void put_chunk(struct conn *conn, const char *data, int length) {
 
 static int begin_event(struct conn *conn, char *event, size_t room) {
     return snprintf(event, room, "data: {\"id\":\"chatcmpl-%016lx\",\"object\":\"chat.completion.chunk\",\"created\":%ld,"
-                    "\"model\":\"tiny\",\"choices\":[", conn->id, (long)time(NULL));
+                    "\"model\":\"tiny\",\"choices\":[", conn->id, conn->created);
 }
 
 static void put_role(struct conn *conn) {

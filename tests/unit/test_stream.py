@@ -1,4 +1,4 @@
-"""A stream on its way to a door, on a clock that jumps ahead whenever there is nothing to do: minutes pass in no time."""
+"""A stream on its way to a door, on a clock that jumps ahead when there is nothing to do: minutes pass in no time."""
 
 import asyncio
 import selectors
@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd import sse
-from vllmd.config import Config, Relay, Sse
 from vllmd.engine.client import EngineClient, Exchange
 from vllmd.engine.http import Head, Headers
 from vllmd.errors import StreamBroken, VllmdError
 from vllmd.server.calls import Call
-from vllmd.server.doors import Door
-from vllmd.server.stream import DISCARD_S, Stream
+from vllmd.server.doors import CLOGGED_BYTES, Door
+from vllmd.server.passage import Passage
+from vllmd.server.silence import DISCARD_S, Patience
+from vllmd.server.stream import Stream
 from vllmd.server.watch import Watch
 
 HEAD = Head(200, Headers([("content-type", "text/event-stream")]))
@@ -71,8 +72,16 @@ class Recorder(Door):
         self.has_answer = True
         self.out += block
 
-    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
-        self.send(chunk[start:-2])
+    @property
+    def write_chunk(self) -> Callable[[bytes], object]:
+        return lambda chunk: self.send(chunk[chunk.index(b"\n") + 1 : -2])
+
+    @property
+    def waiting_bytes(self) -> Callable[[], int]:
+        return lambda: CLOGGED_BYTES + 1 if self.is_clogged else 0
+
+    def ordinary(self, text: bytes) -> None:
+        raise NotImplementedError
 
     async def comment(self, text: str) -> None:
         self.comments_at.append(now())
@@ -107,10 +116,15 @@ class Engine:
         self.aborted_at: list[float] = []
         self.is_paused = False
         self.proved_at = 0.0
-        self.sink: Stream | None = None
+        self._passage: Passage | None = None
 
-    def attach(self, sink: Stream) -> None:
-        self.sink = sink
+    @property
+    def passage(self) -> Passage:
+        assert self._passage is not None
+        return self._passage
+
+    def attach(self, passage: Passage) -> None:
+        self._passage = passage
 
     def pause(self) -> None:
         self.is_paused = True
@@ -120,13 +134,11 @@ class Engine:
 
     def abort(self) -> None:
         self.aborted_at.append(now())
-        assert self.sink is not None
-        self.sink.ended(StreamBroken("aborted"))
+        self.passage.ended(StreamBroken("aborted"))
 
     def say(self, event: bytes) -> None:
-        assert self.sink is not None
         chunk = b"%x\r\n%b\r\n" % (len(event), event)
-        self.sink.frame(chunk, chunk.index(b"\n") + 1)
+        self.passage.frame(chunk, chunk.index(b"\n") + 1)
 
 
 def now() -> float:
@@ -141,15 +153,20 @@ Script = Callable[[Engine, Stream, Recorder], Coroutine[Any, Any, None]]
 
 
 def play(
-    script: Script, *, keepalive_s: float = 2, stall_s: float = 8, send_stall_s: float = 30, streams: bool = True
+    script: Script,
+    *,
+    keepalive_s: float = 2,
+    stall_s: float = 8,
+    send_stall_s: float = 30,
+    streams: bool = True,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Engine, Stream, Recorder]:
     """Lets `script` be the engine of one stream, and watches over it."""
-    config = Config(sse=Sse(keepalive_s), relay=Relay(stall_s=stall_s, send_stall_s=send_stall_s))
 
     async def story() -> tuple[Engine, Stream, Recorder]:
         engine, door = Engine(), Recorder()
         call = Call("id", "me", "m", "/v1/completions", b"{}", {}, streams, True)
-        stream = Stream(call, door, config, None)
+        stream = Stream(call, door, Patience(keepalive_s, stall_s, send_stall_s), None, is_stopping)
         with Watch(0.25).over(stream):
             carrying = asyncio.ensure_future(stream.carry(cast(EngineClient, engine), cast(Exchange, engine)))
             await asyncio.sleep(0)
@@ -169,7 +186,7 @@ async def until_over(engine: Engine, stream: Stream, door: Recorder) -> None:
 def test_a_silent_stream_is_kept_alive_and_given_up_once(begins: bool) -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
         if begins:
-            stream.begun(HEAD)
+            engine.passage.begun(HEAD)
 
     engine, stream, door = play(script)
     assert door.comments_at == [2, 4, 6]
@@ -180,27 +197,27 @@ def test_a_silent_stream_is_kept_alive_and_given_up_once(begins: bool) -> None:
 def test_a_call_that_asks_for_no_stream_may_take_its_time() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
         await asyncio.sleep(1000)
-        stream.begun(Head(200, Headers()))
-        stream.payload(b'{"a":')
-        stream.payload(b"1}")
-        stream.ended(None)
+        engine.passage.begun(Head(200, Headers()))
+        engine.passage.payload(b'{"a":')
+        engine.passage.payload(b"1}")
+        engine.passage.ended(None)
 
-    engine, stream, door = play(script, streams=False)
+    engine, _stream, door = play(script, streams=False)
     assert not door.comments_at
     assert not engine.aborted_at
-    assert bytes(stream.body) == b'{"a":1}'
+    assert bytes(engine.passage.body) == b'{"a":1}'
 
 
 def test_a_stream_that_speaks_is_left_in_peace_and_proves_its_engine() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
-        stream.begun(HEAD)
+        engine.passage.begun(HEAD)
         for _ in range(50):
             await asyncio.sleep(1.5)
             engine.say(said("a"))
         await asyncio.sleep(0.5)
         assert engine.proved_at == pytest.approx(75, abs=0.3)
         engine.say(DONE)
-        stream.ended(None)
+        engine.passage.ended(None)
 
     engine, stream, door = play(script)
     assert not door.comments_at
@@ -211,7 +228,7 @@ def test_a_stream_that_speaks_is_left_in_peace_and_proves_its_engine() -> None:
 
 def test_the_engines_own_comments_end_the_silence_and_prove_nothing() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
-        stream.begun(HEAD)
+        engine.passage.begun(HEAD)
         engine.say(said("a"))
         for _ in range(12):
             await asyncio.sleep(1)
@@ -219,9 +236,9 @@ def test_the_engines_own_comments_end_the_silence_and_prove_nothing() -> None:
         assert engine.proved_at == pytest.approx(0, abs=0.3)
         assert not engine.aborted_at
         engine.say(DONE)
-        stream.ended(None)
+        engine.passage.ended(None)
 
-    engine, stream, door = play(script)
+    _engine, stream, door = play(script)
     assert stream.is_done
     assert not door.comments_at
     assert door.out.count(b": keep-alive\n\n") == 12
@@ -229,7 +246,7 @@ def test_the_engines_own_comments_end_the_silence_and_prove_nothing() -> None:
 
 def test_an_answer_that_is_done_but_does_not_end_is_given_up_without_a_fault() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
-        stream.begun(HEAD)
+        engine.passage.begun(HEAD)
         engine.say(said("a") + DONE)
         engine.say(said("never"))
 
@@ -242,26 +259,26 @@ def test_an_answer_that_is_done_but_does_not_end_is_given_up_without_a_fault() -
 
 def test_a_client_that_does_not_read_stops_the_engines_bytes_and_is_cut_off() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
-        stream.begun(HEAD)
+        engine.passage.begun(HEAD)
         engine.say(said("a"))
         await asyncio.sleep(1)
         door.reads.clear()
         engine.say(said("b"))
         assert engine.is_paused
         await asyncio.sleep(100)
-        assert door.cut_at == [pytest.approx(31, abs=0.5)] + door.cut_at[1:]
+        assert door.cut_at == [pytest.approx(31, abs=0.5), *door.cut_at[1:]]
         assert not engine.aborted_at, "the silence is the client's"
         door.reads.set()
         await asyncio.sleep(0.1)
         assert not engine.is_paused
-        stream.ended(StreamBroken("x"))
+        engine.passage.ended(StreamBroken("x"))
 
     play(script)
 
 
 def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
-        stream.begun(HEAD)
+        engine.passage.begun(HEAD)
         engine.say(said("a"))
         await asyncio.sleep(1)
         door.reads.clear()
@@ -272,34 +289,36 @@ def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
         assert not door.cut_at
         door.reads.set()
         engine.say(DONE)
-        stream.ended(None)
+        engine.passage.ended(None)
 
     play(script)
 
 
 def test_a_fault_is_held_back_with_all_that_came_with_it_while_nothing_is_out() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
-        stream.begun(HEAD)
+        engine.passage.begun(HEAD)
         engine.say(said("a") + b'data: {"error":{"message":"no","code":503}}\n\n' + DONE)
 
-    engine, stream, door = play(script)
-    assert stream.fault is not None
-    assert stream.fault.status == 503
+    engine, _stream, door = play(script)
+    assert engine.passage.fault is not None
+    assert engine.passage.fault.status == 503
     assert not door.begun
     assert engine.aborted_at
 
 
 def test_what_the_engine_calls_completed_while_it_is_being_stopped_is_none() -> None:
+    stopping: list[bool] = []
+
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
-        stream.begun(HEAD)
+        engine.passage.begun(HEAD)
         engine.say(b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"a"}\n\n')
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        stream.is_stopping = lambda: True
+        stopping.append(True)
         engine.say(b'event: response.completed\ndata: {"type":"response.completed","response":{}}\n\n')
 
-    engine, stream, door = play(script)
-    assert stream.fault is not None
+    engine, _stream, door = play(script, is_stopping=lambda: bool(stopping))
+    assert engine.passage.fault is not None
     assert b"completed" not in door.out
 
 
@@ -332,12 +351,12 @@ def test_a_stream_passes_byte_for_byte_however_it_arrives(
     body, pieces = cut
 
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
-        stream.begun(HEAD)
+        engine.passage.begun(HEAD)
         for number, (piece, is_chunk) in enumerate(pieces):
-            engine.say(piece) if is_chunk else stream.payload(piece)
+            engine.say(piece) if is_chunk else engine.passage.payload(piece)
             if number in pauses:
                 await asyncio.sleep(0.01)
-        stream.ended(None)
+        engine.passage.ended(None)
 
     _, stream, door = play(script)
     assert stream.is_done

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +12,19 @@ from vllmd.engine.pool import REFUSED, Pool
 from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Sent:
     """A request that is under way.
 
     Args:
-        at: when it was sent, in the event loop's time.
+        at: when it was sent, or its answer last read on, in the event loop's time.
         body_bytes: how large it is.
+        is_paused: whether its answer is not read: then its silence says nothing of the engine.
     """
 
     at: float
     body_bytes: int
+    is_paused: bool = False
 
 
 class EngineClient:
@@ -35,7 +37,7 @@ class EngineClient:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._pool: Pool | None = None
-        self._under_way: dict[object, Sent] = {}
+        self._under_way: dict[Sent, None] = {}
         self.proved_at = 0.0
         """When the engine last showed that it makes tokens, in the event loop's time. Nothing here sets it, as nothing
         here reads answers: the health check does, and the server for what it passes on to clients."""
@@ -67,8 +69,9 @@ class EngineClient:
         """
         if self._pool is None or not self._pool.is_open:
             raise EngineRefused(REFUSED)
-        exchange = Exchange(request(method, path, body, headers or {}), self._pool)
-        with self._counted(body):
+        sent = Sent(asyncio.get_running_loop().time(), len(body or b""))
+        exchange = Exchange(request(method, path, body, headers or {}), self._pool, sent)
+        with self._counted(sent) if body is not None else nullcontext():
             try:
                 await exchange.begin()
                 yield exchange
@@ -76,20 +79,18 @@ class EngineClient:
                 exchange.abort()
 
     @contextmanager
-    def _counted(self, body: bytes | None) -> Iterator[None]:
+    def _counted(self, sent: Sent) -> Iterator[None]:
         """Counts a request that makes the engine work: one with a body."""
-        key = object()
-        if body is not None:
-            self._under_way[key] = Sent(asyncio.get_running_loop().time(), len(body))
+        self._under_way[sent] = None
         try:
             yield
         finally:
-            self._under_way.pop(key, None)
+            del self._under_way[sent]
 
     @property
-    def under_way(self) -> tuple["Sent", ...]:
-        """The requests that the engine is working on, the oldest first."""
-        return tuple(self._under_way.values())
+    def under_way(self) -> tuple[Sent, ...]:
+        """The requests that the engine is working on and from which something can be heard."""
+        return tuple(sent for sent in self._under_way if not sent.is_paused)
 
 
 class Exchange:
@@ -98,6 +99,7 @@ class Exchange:
     Args:
         request: the request.
         pool: the connections to send it over.
+        sent: what is known of it.
     """
 
     __slots__ = (
@@ -107,25 +109,26 @@ class Exchange:
         "_head",
         "_is_given_up",
         "_is_over",
-        "_is_paused",
         "_kept",
         "_moved",
         "_pool",
         "_request",
+        "_sent",
         "_sink",
     )
 
-    def __init__(self, request: Request, pool: Pool) -> None:
+    def __init__(self, request: Request, pool: Pool, sent: Sent) -> None:
         self._request = request
         self._pool = pool
+        self._sent = sent
         self._connection: Connection | None = None
         self._again: asyncio.Task[None] | None = None
         self._head: Head | None = None
         self._kept: list[bytes] = []
         self._sink: Sink | None = None
         self._error: Exception | None = None
-        self._is_over = self._is_given_up = self._is_paused = False
-        self._moved = asyncio.Event()
+        self._is_over = self._is_given_up = False
+        self._moved: asyncio.Event | None = None  # made when somebody reads: an event is as large as all the rest
 
     async def begin(self) -> None:
         """Writes the request. Raises EngineRefused."""
@@ -162,13 +165,13 @@ class Exchange:
 
     def pause(self) -> None:
         """Stops reading: what the engine writes stays in the kernel, and when that is full the engine has to wait."""
-        self._is_paused = True
+        self._sent.is_paused = True
         if self._connection:
             self._connection.pause()
 
     def resume(self) -> None:
         """Reads on."""
-        self._is_paused = False
+        self._sent.is_paused, self._sent.at = False, asyncio.get_running_loop().time()
         if self._connection:
             self._connection.resume()
 
@@ -187,7 +190,8 @@ class Exchange:
     def begun(self, head: Head) -> None:
         """Keeps the head, and passes it on."""
         self._head = head
-        self._moved.set()
+        if self._moved:
+            self._moved.set()
         if self._sink:
             self._sink.begun(head)
 
@@ -217,7 +221,7 @@ class Exchange:
     def _ask(self, connection: Connection) -> None:
         self._connection = connection
         connection.ask(self._request, self, self._sink or self)
-        if self._is_paused:
+        if self._sent.is_paused:
             connection.pause()
 
     def _hand_over(self, sink: Sink) -> Exception | None:
@@ -234,7 +238,8 @@ class Exchange:
 
     def _end(self, error: Exception | None) -> None:
         self._is_over, self._error = True, error
-        self._moved.set()
+        if self._moved:
+            self._moved.set()
         sink, self._sink = self._sink, None
         if sink:
             sink.ended(error)
@@ -243,5 +248,5 @@ class Exchange:
         """Waits until more is known. Raises what ended the answer."""
         if self._error:
             raise self._error
-        self._moved.clear()
+        self._moved = asyncio.Event()
         await self._moved.wait()

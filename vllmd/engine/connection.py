@@ -5,7 +5,6 @@ thousands of streams those would cost more than all the rest.
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol, cast
 
 from vllmd.engine.body import FRAMES, HEADS, Body, NotHttp
@@ -77,11 +76,11 @@ class Connection(asyncio.Protocol):
         "_body",
         "_carried",
         "_content",
-        "_frame",
         "_is_used",
         "_keeps",
         "_pool",
         "_reader",
+        "_taker",
         "_transport",
         "is_stale",
     )
@@ -101,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._content: Content | None = None
         self._reader: HeadReader | None = None
         self._body: Body | None = None
-        self._frame: Callable[[bytes, int], None] | None = None
+        self._taker: Content | None = None
         self._keeps = False
 
     @property
@@ -152,12 +151,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes a read. This is the hot path: once for each token of each stream."""
-        frame = self._frame
-        if frame is not None and (length := len(data)) < FRAMES:
+        taker = self._taker
+        if taker is not None and (length := len(data)) < FRAMES:
             line = HEADS[length]
             if data.startswith(line) and data.endswith(b"\r\n"):
                 try:
-                    frame(data, len(line))
+                    taker.frame(data, len(line))
                 except Exception as error:
                     self._mishap(error)
                 return
@@ -219,8 +218,7 @@ class Connection(asyncio.Protocol):
 
     def _look_for_chunks(self) -> None:
         """Reads that are chunks may come now, or not."""
-        takes = self._content and self._body and self._body.takes_chunks
-        self._frame = self._content.frame if self._content and takes else None
+        self._taker = self._content if self._body and self._body.takes_chunks else None
 
     def _mishap(self, error: Exception) -> None:
         """Who takes the answer has failed. Raises that error where nobody is left to be told: then the loop logs it."""

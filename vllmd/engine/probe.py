@@ -23,8 +23,8 @@ _COUNTERS = re.compile(rb"^vllm:(?:prompt|generation|iteration)_tokens_(?:total|
 LOOK_INTERVAL_S = 1.0
 METRICS_TIMEOUT_S = 5.0
 
-FRESH_S = 1.0
-"""A proof younger than this is one for now."""
+FRESH_S = 2.5
+"""A proof younger than this is one for now: what passes to clients is looked at every two seconds."""
 
 LULL_S = 5.0
 """A busy engine that is silent for so long is looked at before its time."""

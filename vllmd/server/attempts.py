@@ -1,15 +1,13 @@
 """One call, and as many attempts as it takes: with this engine, or with the next when it dies.
 
 As long as nothing of an answer is out, the request is simply sent again. Later, a chat goes on where it was broken off:
-`continuation` says how, and whether that is honest. Whether an engine died is the supervisor's to say; a vLLM that
-fails requests because it is dying takes a moment to go, and so the answer to that is waited for.
+`continuation` says how, and whether that is honest. Whether an engine died is waited for (`loss`).
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from vllmd.config import Config
 from vllmd.engine.client import EngineClient
@@ -22,14 +20,13 @@ from vllmd.server.calls import Call
 from vllmd.server.continuation import Resumption, Transcript
 from vllmd.server.doors import Door
 from vllmd.server.endings import Fault
+from vllmd.server.loss import Loss
+from vllmd.server.passage import Passage
 from vllmd.server.queue import Queue
 from vllmd.server.stream import Stream
 from vllmd.wire import Continued
 
 log = logging.getLogger(__name__)
-
-DYING_S = 2.0
-"""An engine that fails a request may be about to exit; it does so within this time (measured: 0.9 to 1.6 s)."""
 
 DYING = (500, 502)
 """What a dying vLLM answers, and an answer that it aborted. Its 503 means a full queue."""
@@ -69,7 +66,7 @@ class Attempts:
         self._feed = feed
         self._left = config.replay.limit
         self._stall_s = config.relay.stall_s
-        self._generation = supervisor.engine.generation
+        self._loss = Loss(supervisor, feed)
 
     async def answer(self) -> Fault | None:
         """Tries until there is an answer; returns the engine's refusal if it is one.
@@ -80,7 +77,7 @@ class Attempts:
         """
         while True:
             async with self._queue.turn(self._call, self._supervisor, self._door.comment) as client:
-                self._generation = self._supervisor.engine.generation
+                self._loss.watch(client)
                 try:
                     return await self._attempt(client)
                 except EngineRefused:
@@ -91,7 +88,7 @@ class Attempts:
                     await self._look_whether_to_go_on(error)
                     self._left -= 1
                 # Its place is kept until the engine is known to be gone: nobody else shall be sent to a dying one.
-                await self._is_lost()
+                await self._loss.is_certain()
 
     async def _attempt(self, client: EngineClient) -> Fault | None:
         """Sends the request once.
@@ -106,28 +103,29 @@ class Attempts:
             resumption = await self._resume(client, transcript)
             body, seam = resumption.body, resumption.seam
         async with client.send("POST", call.path, body=body, headers=call.headers) as exchange:
-            await self._stream.carry(client, exchange, seam)
-        refusal = await self._outcome()
-        if refusal and refusal.status in DYING and await self._is_lost():
+            if seam:
+                self._tell_of_continuation()
+            passage = await self._stream.carry(client, exchange, seam)
+        refusal = await self._outcome(passage)
+        if refusal and refusal.status in DYING and await self._loss.is_certain():
             raise EngineUnreachable(f"the engine ended: {refusal.message}")
         return refusal
 
-    async def _outcome(self) -> Fault | None:
+    async def _outcome(self, passage: Passage) -> Fault | None:
         """What an attempt came to, once it has ended: None for an answer, or the engine's refusal."""
-        stream, head = self._stream, self._stream.head
-        if stream.nonsense:
-            raise stream.nonsense
-        if stream.is_done:
+        if passage.nonsense:
+            raise passage.nonsense
+        if passage.is_done:
             return None
-        if stream.fault and not self._door.has_answer:
-            return stream.fault
-        if stream.fault:
-            raise _cut(stream.fault.message)
-        if stream.is_stalled:
+        if passage.fault and not self._door.has_answer:
+            return passage.fault
+        if passage.fault:
+            raise _cut(passage.fault.message)
+        if self._stream.is_stalled:
             raise _cut(f"the engine was silent for {self._stall_s:g} s")
-        if stream.error or head is None or head.is_stream:
-            raise self._broken(stream.error)
-        return await self._whole(head)
+        if passage.error or passage.head is None or passage.is_stream:
+            raise self._broken(passage.error)
+        return await self._whole(passage.head, bytes(passage.body))
 
     def _broken(self, error: Exception | None) -> VllmdError:
         """What the end of a connection means: before the first event it is as if there had been no answer."""
@@ -136,9 +134,8 @@ class Attempts:
         message = error.message if error else _UNFINISHED
         return _cut(message) if self._door.has_answer else EngineUnreachable(message, error.hint if error else "")
 
-    async def _whole(self, head: Head) -> Fault | None:
+    async def _whole(self, head: Head, body: bytes) -> Fault | None:
         """Passes an answer in one piece on, or returns the error that it is."""
-        body = bytes(self._stream.body)
         if head.status >= 400:
             return endings.refusal(head.status, body)
         if fault := endings.aborted(body, self._stream.is_stopping()):
@@ -160,6 +157,8 @@ class Attempts:
     async def _look_whether_to_go_on(self, error: VllmdError) -> None:
         """Raises `error` if another attempt cannot mend it."""
         transcript = self._stream.transcript
+        if transcript is not None:
+            transcript.mind_the_bound()  # which is looked at but now and then
         if not self._door.has_answer:
             if isinstance(error, StreamBroken) or not self._left:
                 raise error
@@ -168,7 +167,7 @@ class Attempts:
             raise error
         elif transcript.obstacle:
             raise _not_continued(error, transcript) from error
-        elif not await self._is_lost():
+        elif not await self._loss.is_certain():
             raise error
 
     async def _resume(self, client: EngineClient, transcript: Transcript) -> Resumption:
@@ -176,22 +175,13 @@ class Attempts:
         tokens = transcript.judge(await _ask_all(client, transcript.questions()))
         if transcript.obstacle:
             raise _not_continued(_cut("the engine died in the middle of its answer"), transcript)
+        return transcript.resume(tokens)
+
+    def _tell_of_continuation(self) -> None:
         self._door.continuations += 1
         generation = self._supervisor.engine.generation
         log.info("request %s: generation %d goes on with the answer", self._call.id, generation)
         self._feed.publish(self._supervisor.status, Continued(self._call.model, self._call.id, generation))
-        return transcript.resume(tokens)
-
-    async def _is_lost(self) -> bool:
-        """Whether the engine that was asked is no longer ready, after the time that a dying one takes to go."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DYING_S):
-                while not self._is_gone():
-                    await self._feed.after(self._feed.last)
-        return self._is_gone()
-
-    def _is_gone(self) -> bool:
-        return self._supervisor.client is None or self._supervisor.engine.generation != self._generation
 
 
 async def _ask_all(client: EngineClient, questions: Sequence[bytes]) -> list[bytes]:

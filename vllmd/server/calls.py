@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from vllmd.errors import VllmdError
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """One request for inference.
 

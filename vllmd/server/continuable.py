@@ -37,9 +37,17 @@ def _is_not(*harmless: Any) -> _Test:
     return lambda value: value not in harmless
 
 
+def _is_no_count(value: Any) -> bool:
+    """Whether a limit is spelt so that nothing can be taken off it: vLLM reads "5" and 5.0 as 5."""
+    return value is not None and type(value) is not int
+
+
 _OBSTACLES: Mapping[str, tuple[_Test, str]] = {
     "stream": (lambda value: value is not True, "it is no stream"),
     "messages": (lambda value: not (isinstance(value, list) and value), "it has no messages"),
+    "max_tokens": (_is_no_count, "its limit is no whole number"),
+    "max_completion_tokens": (_is_no_count, "its limit is no whole number"),
+    "min_tokens": (_is_no_count, "its limit is no whole number"),
     "tools": (bool, "tools were offered"),
     "functions": (bool, "functions were offered"),
     "logprobs": (bool, "logprobs were asked for"),

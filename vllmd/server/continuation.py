@@ -58,6 +58,8 @@ class Transcript:
         is_finished: the answer has its finish_reason; only the usage and `[DONE]` can be missing.
     """
 
+    __slots__ = ("_body", "_limit_bytes", "_told", "is_finished", "obstacle", "text", "tokens")
+
     def __init__(self, body: bytes, limit_bytes: int) -> None:
         self.obstacle = obstacle_in(json.loads(body))
         self.text = bytearray()

@@ -13,7 +13,7 @@ import socket
 import struct
 import termios
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
@@ -30,6 +30,9 @@ status comments, and so before there is an engine's head to pass on."""
 
 SEND_BUFFER_BYTES = 64 * 1024
 """The kernel's share of what is on its way to a client; by itself it grows to megabytes for one that stops reading."""
+
+CLOGGED_BYTES = 64 * 1024
+"""Of an answer that waits for its client here: with more, the engine is not read from (asyncio's own high water)."""
 
 _NOT_PASSED = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -51,6 +54,8 @@ class Door(ABC):
     Args:
         request: the client's.
     """
+
+    __slots__ = ("_is_chunked", "_transport", "continuations", "has_answer", "replays", "request", "response")
 
     def __init__(self, request: web.Request) -> None:
         self.request = request
@@ -78,15 +83,15 @@ class Door(ABC):
     def send(self, block: bytes) -> None:
         """Whole events of the engine's stream, once it has begun."""
 
-    @abstractmethod
-    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
-        """One event that says a piece of text and nothing else.
+    @property
+    def write_chunk(self) -> Callable[[bytes], object] | None:
+        """Takes an ordinary event in HTTP's chunked coding, as it came from the engine; None where only its text is
+        wanted, by `ordinary`."""
+        return None
 
-        Args:
-            chunk: it, in HTTP's chunked coding as it came from the engine.
-            start: where the event begins in `chunk`; it ends two bytes before the end.
-            text: the text, as JSON escapes it.
-        """
+    @abstractmethod
+    def ordinary(self, text: bytes) -> None:
+        """One event that says a piece of text, as JSON escapes it, and nothing else."""
 
     @abstractmethod
     async def comment(self, text: str) -> None:
@@ -132,6 +137,12 @@ class Door(ABC):
     def is_clogged(self) -> bool:
         """Whether the client reads more slowly than the engine writes, and enough waits for it already."""
         return self.request.protocol.writing_paused
+
+    @property
+    def waiting_bytes(self) -> Callable[[], int]:
+        """Counts what waits for the client; more than `CLOGGED_BYTES` clog the door."""
+        assert self._transport is not None, "the stream has begun"
+        return self._transport.get_write_buffer_size
 
     async def drain(self) -> None:
         """Waits until the client has taken most of what waits for it. Raises ConnectionError if it left instead."""
@@ -189,6 +200,8 @@ def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
 class PlainDoor(Door):
     """`/v1`: what the engine sends, byte for byte."""
 
+    __slots__ = ()
+
     async def begin(self, headers: Mapping[str, str]) -> None:
         """Sends the engine's headers."""
         await self._prepare({**passed_on(headers), **self._replayed()})
@@ -202,10 +215,16 @@ class PlainDoor(Door):
         self.has_answer = True
         self._write(block)
 
-    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
-        """Passes a chunk on as it is."""
+    @property
+    def write_chunk(self) -> Callable[[bytes], object] | None:
+        """The client gets it as it is, unless it speaks HTTP/1.0."""
         assert self._transport is not None, "the stream has begun"
-        self._transport.write(chunk if self._is_chunked else chunk[start:-2])
+        write = self._transport.write
+        return write if self._is_chunked else lambda chunk: write(chunk[chunk.index(b"\n") + 1 : -2])
+
+    def ordinary(self, text: bytes) -> None:
+        """Never: events are wanted whole."""
+        raise NotImplementedError
 
     async def comment(self, text: str) -> None:
         """Writes a comment between two events."""

@@ -9,6 +9,7 @@ from vllmd import wire
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError
 from vllmd.server.bodies import choose_model, json_response, make_call, read_json
+from vllmd.server.calls import Call
 from vllmd.server.doors import PlainDoor
 from vllmd.server.relay import Relay
 
@@ -44,20 +45,23 @@ class OpenAI:
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """Relays a request for inference; its bytes pass unchanged."""
+        call, door = await self._call(request), PlainDoor(request)
+        await self._relay.carry(call, door)
+        assert door.response is not None, "a call that ends without an error has an answer"
+        return door.response
+
+    async def _call(self, request: web.Request) -> Call:
+        """What is asked. The request's JSON is looked at here and not kept."""
         table = await read_json(request)
         if not isinstance(table, Mapping):
             raise RequestError("the body is not a JSON object")
-        call = make_call(
+        return make_call(
             request,
             model=choose_model(table.get("model"), self._supervisors, self._default),
             path=request.path,
             body=await request.read(),
             stream=table.get("stream") is True and request.path in STREAMING,
         )
-        door = PlainDoor(request)
-        await self._relay.carry(call, door)
-        assert door.response is not None, "a call that ends without an error has an answer"
-        return door.response
 
     async def models(self, request: web.Request) -> web.Response:
         """Every configured model, loaded or not, in OpenAI's shape with a `status`."""

@@ -99,7 +99,7 @@ class TextDoor(Door):
                 self._stamp()
                 self._write(sse.encode(piece.text))
 
-    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
+    def ordinary(self, text: bytes) -> None:
         """Passes text on; what JSON escapes is rare."""
         if b"\\" in text:
             self._write(sse.encode(chat.unescape(text)))
@@ -166,7 +166,7 @@ class JsonDoor(Door):
     def send(self, block: bytes) -> None:
         """Never, as `begin`."""
 
-    def ordinary(self, chunk: bytes, start: int, text: bytes) -> None:
+    def ordinary(self, text: bytes) -> None:
         """Never, as `begin`."""
 
     async def comment(self, text: str) -> None:
@@ -184,6 +184,7 @@ class JsonDoor(Door):
             "finish_reason": piece.finish_reason,
             "usage": piece.usage,
             "timings": timings(self._call, None, piece.usage),
+            **({"replays": self.replays} if self.replays else {}),
         }
         self.response = json_response(answer)
 

@@ -19,6 +19,7 @@ from vllmd.server.calls import Call, Calls
 from vllmd.server.continuation import Transcript
 from vllmd.server.doors import Door
 from vllmd.server.queue import Queue, places
+from vllmd.server.silence import patience
 from vllmd.server.stream import Stream
 from vllmd.server.watch import Watch
 
@@ -41,7 +42,8 @@ class Relay:
         self._feed = feed
         self._calls = calls
         self._queue = Queue(config.queue, feed, places(config))
-        self._watch = Watch(_tick_s(config))
+        self._patience = patience(config)
+        self._watch = Watch(self._patience.tick_s)
 
     async def carry(self, call: Call, door: Door) -> None:
         """Serves one call, from the wait for its engine to the end of its answer.
@@ -69,7 +71,7 @@ class Relay:
 
     async def _carry(self, call: Call, door: Door) -> None:
         supervisor = self._supervisors[call.model]
-        stream = Stream(call, door, self._config, self._transcript(call), lambda: supervisor.is_stopping)
+        stream = Stream(call, door, self._patience, self._transcript(call), lambda: supervisor.is_stopping)
         with self._watch.over(stream):
             attempts = Attempts(call, door, stream, supervisor, self._queue, self._feed, self._config)
             if refusal := await attempts.answer():
@@ -83,11 +85,6 @@ class Relay:
         if not (settings.continuation and settings.limit and call.stream and call.path == wire.CHAT_COMPLETIONS):
             return None
         return Transcript(call.body, settings.continuation_bytes)
-
-
-def _tick_s(config: Config) -> float:
-    """How often streams are looked at, in seconds: often enough for the shortest time that is looked for."""
-    return min(1.0, min(config.sse.keepalive_s, config.relay.stall_s, config.relay.send_stall_s) / 4)
 
 
 def _uncancel() -> None:

@@ -19,6 +19,8 @@ class Told:
         prompt_tokens: how long the prompt is; None as long as no usage has come.
     """
 
+    __slots__ = ("_facts", "has_role", "prompt_tokens")
+
     def __init__(self) -> None:
         self.has_role = False
         self.prompt_tokens: int | None = None

@@ -69,3 +69,33 @@ def _says_nothing(choice: dict[str, Any]) -> bool:
     delta = choice.get("delta", {})
     rest = [value for key, value in choice.items() if key not in ("index", "delta")]
     return isinstance(delta, dict) and choice.get("index") == 0 and all(v in _EMPTY for v in [*rest, *delta.values()])
+
+
+LESSONS = 8
+"""Events from which a stream tries to learn what its ordinary ones look like."""
+
+
+class Learner:
+    """Finds out what the ordinary events of one stream look like.
+
+    Attributes:
+        template: what they have in common; None as long as that is not known.
+    """
+
+    __slots__ = ("_lessons", "template")
+
+    def __init__(self) -> None:
+        self.template: Template | None = None
+        self._lessons = LESSONS
+
+    @property
+    def is_curious(self) -> bool:
+        """Whether there is still something to find out, and hope for it."""
+        return self.template is None and self._lessons > 0
+
+    def text_of(self, event: bytes) -> bytes | None:
+        """The text of an ordinary event, as JSON escapes it; None if it is none. Learns from it."""
+        if self.is_curious:
+            self._lessons -= 1
+            self.template = learn(event)
+        return self.template.text_of(event) if self.template else None

@@ -1,0 +1,65 @@
+"""Whether an engine that failed a request is lost: the supervisor says so, and a dying vLLM takes a moment to go."""
+
+import asyncio
+from contextlib import suppress
+
+from vllmd.engine.client import EngineClient
+from vllmd.engine.feed import Feed
+from vllmd.engine.supervisor import Supervisor
+from vllmd.errors import EngineUnreachable
+
+DYING_S = 2.0
+"""An engine that fails a request may be about to exit; it does so within this time (measured: 0.9 to 1.6 s)."""
+
+HEALTH_S = 1.0
+"""Seconds that an engine gets to say whether it lives, once it is doubtful."""
+
+GOING_S = 60.0
+"""The longest wait for an engine that shows that it is dying: the supervisor tells of its end only when all its
+processes and its memory on the GPU are gone, which takes long for a large one."""
+
+
+class Loss:
+    """Watches whether the engine of one attempt is lost.
+
+    Args:
+        supervisor: the engine's.
+        feed: changes when its state does.
+    """
+
+    def __init__(self, supervisor: Supervisor, feed: Feed) -> None:
+        self._supervisor = supervisor
+        self._feed = feed
+        self._generation = 0
+        self._client: EngineClient | None = None
+
+    def watch(self, client: EngineClient) -> None:
+        """The engine that lives now is meant; `client` is the way to it."""
+        self._generation, self._client = self._supervisor.engine.generation, client
+
+    async def is_certain(self) -> bool:
+        """Whether it is no longer ready, after the time that a dying one takes to go."""
+        await self._wait(DYING_S)
+        if not self._is_gone() and await self._is_dying():
+            await self._wait(GOING_S)
+        return self._is_gone()
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self._is_gone():
+                    await self._feed.after(self._feed.last)
+
+    def _is_gone(self) -> bool:
+        return self._supervisor.client is None or self._supervisor.engine.generation != self._generation
+
+    async def _is_dying(self) -> bool:
+        """Whether it says so itself, or nobody is there to say anything. Silence may mean that it is busy."""
+        assert self._client is not None, "something was asked of it"
+        try:
+            async with asyncio.timeout(HEALTH_S), self._client.send("GET", "/health") as exchange:
+                return (await exchange.head()).status != 200
+        except EngineUnreachable:
+            return True
+        except TimeoutError:
+            return False

@@ -1,0 +1,270 @@
+"""What the engine sends in one attempt at an answer, on its way to a door: pushed by its bytes, not pulled by a task.
+
+An ordinary event is known at a glance (`template`) and written to the client where it arrives: no await, no task, no
+timer. Everything else is cut into whole events, so that a comment or an error never lands inside one, and examined
+(`endings`). The first events are held back until the door has something to open for: vLLM reports many errors inside
+the stream, and as long as nothing is out a request can still get a true status, or be sent again to the next engine.
+"""
+
+from collections.abc import Callable
+
+from vllmd.engine.client import Exchange
+from vllmd.engine.http import Head
+from vllmd.errors import VllmdError
+from vllmd.server import endings
+from vllmd.server.continuation import Seam, Transcript
+from vllmd.server.doors import CLOGGED_BYTES, Door
+from vllmd.server.endings import Fault
+from vllmd.server.template import Learner
+from vllmd.sse import Splitter, events_in
+
+
+class Passage:
+    """The sink for the answer of one engine.
+
+    Args:
+        exchange: the request that was sent.
+        door: where the answer goes.
+        transcript: keeps what was said; None where nobody could go on with it.
+        seam: how the events must be changed, if this engine goes on where another one ended.
+        is_stopping: tells whether the engine is being stopped.
+        wake: called when there is something that needs an await.
+
+    Attributes:
+        head: of the engine's answer; None as long as there is none.
+        body: the answer, if it is no stream.
+        said, comments: how many events or parts of them have come, and how many of the engine's comments.
+        opens: the door has something to open for; flows: it is open, and events go straight through.
+        is_paused: the engine is not read from, because the client does not take what is there.
+        has_ended: nothing more comes; error: why, if the answer is not whole.
+        is_done: the stream came to its normal end.
+        fault: the error that the engine reported inside its stream.
+        nonsense: what the door could not make out.
+        frame: takes a chunk of the engine's; a way straight through once ordinary events are known.
+    """
+
+    __slots__ = (
+        "_door",
+        "_early",
+        "_exchange",
+        "_is_stopping",
+        "_keep",
+        "_learner",
+        "_ordinary",
+        "_others",
+        "_seam",
+        "_splitter",
+        "_straight",
+        "_transcript",
+        "_wake",
+        "body",
+        "comments",
+        "error",
+        "fault",
+        "flows",
+        "frame",
+        "has_ended",
+        "head",
+        "is_done",
+        "is_paused",
+        "nonsense",
+        "opens",
+    )
+
+    frame: Callable[[bytes, int], None]
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        door: Door,
+        transcript: Transcript | None,
+        seam: Seam | None,
+        is_stopping: Callable[[], bool],
+        wake: Callable[[], None],
+    ) -> None:
+        self._exchange = exchange
+        self._door = door
+        self._transcript = transcript
+        self._seam = seam
+        self._is_stopping = is_stopping
+        self._wake = wake
+        self._keep = transcript.text if transcript and not transcript.obstacle else None
+        self._early = b""
+        self._splitter = Splitter()
+        self._learner = Learner()
+        self._straight: Callable[[bytes, int], None] | None = None
+        self._ordinary = self._others = self.comments = 0
+        self.head: Head | None = None
+        self.body = bytearray()
+        self.fault: Fault | None = None
+        self.nonsense: VllmdError | None = None
+        self.error: Exception | None = None
+        self.opens = self.flows = self.is_paused = self.is_done = self.has_ended = False
+        self.frame = self._any_frame
+
+    @property
+    def said(self) -> int:
+        """Counts what shows that the engine makes tokens."""
+        return self._ordinary + self._others
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the engine answers with events."""
+        return self.head is not None and self.head.is_stream
+
+    # ── the engine's side: called as bytes come ──
+
+    def begun(self, head: Head) -> None:
+        """The engine answers."""
+        self.head = head
+
+    def _any_frame(self, data: bytes, start: int) -> None:
+        """One chunk, its content in `data[start:-2]`."""
+        self.payload(data[start:-2])
+
+    def payload(self, data: bytes) -> None:
+        """Bytes of the answer, cut anywhere."""
+        if not self.is_stream:
+            self.body += data
+        elif not self.is_done and not self.fault:
+            if data.startswith(b":"):
+                self.comments += 1  # the API server lives; that its engine core does, only tokens can show
+            else:
+                self._others += 1
+            self._take_soundly(self._splitter.feed(data))
+            is_whole = self.flows and not self._splitter.rest and self._seam is None
+            self.frame = (self._straight if is_whole else None) or self._any_frame
+
+    def ended(self, error: Exception | None) -> None:
+        """The engine's connection has said its last."""
+        self.error = error
+        self.has_ended = True
+        self._wake()
+
+    def _take_soundly(self, block: bytes) -> None:
+        try:
+            self._take(block)
+        except VllmdError as error:
+            self.nonsense = error
+            self._exchange.abort()
+
+    def _take(self, block: bytes) -> None:
+        """Whole events that have to be looked at."""
+        reading = endings.read(block, self._is_stopping())
+        if self.flows:
+            self._pass(reading.kept)
+        else:
+            self._hold_back(reading)
+        self.fault = self.fault or reading.fault
+        self.is_done = reading.done and not self.fault
+        if self.fault:
+            self._exchange.abort()
+
+    def _hold_back(self, reading: endings.Reading) -> None:
+        self._early += reading.kept
+        if not self.opens and (self._door.opens_with(reading.kept) or reading.done):
+            self.opens = not reading.fault
+            self._wake()
+
+    def _pass(self, block: bytes) -> None:
+        """Lets whole events out."""
+        studies = self._learner.is_curious or self._keep is not None
+        events = events_in(block) if self._seam or studies else []
+        if self._seam:
+            events = self._mend(self._seam, events)
+            block = b"".join(events)
+        for event in events:
+            self._study(event)
+        if block:
+            self._door.send(block)
+            if self._door.is_clogged:
+                self._wait_for_client()
+
+    def _mend(self, seam: Seam, events: list[bytes]) -> list[bytes]:
+        """Makes the events of an engine that goes on fit, up to one that cannot."""
+        mended: list[bytes] = []
+        for event in events:
+            fitting = seam.mend(event)
+            if seam.fault:
+                self.fault = Fault(502, seam.fault, b"")
+                break
+            mended.append(fitting)
+        return mended
+
+    def _study(self, event: bytes) -> None:
+        """Keeps what an event says, and learns what ordinary ones look like."""
+        text = self._learner.text_of(event)
+        if self._learner.template and not self._straight:
+            self._straight = self._way_straight_through()
+        if self._keep is None or self._transcript is None:
+            return
+        if text is None:
+            self._transcript.take(event)
+            self._keep = None if self._transcript.obstacle else self._transcript.text
+        else:
+            self._ordinary += 1
+            self._keep += text
+
+    def _way_straight_through(self) -> Callable[[bytes, int], None] | None:
+        """What an ordinary event costs: this, once for each token of each stream, and hence in one piece."""
+        template = self._learner.template
+        if template is None or not self.flows:
+            return None
+        door, write, waiting = self._door, self._door.write_chunk, self._door.waiting_bytes
+        head, skip, tail, cut = template.head, len(template.head), template.tail + b"\r\n", -2 - len(template.tail)
+
+        def frame(data: bytes, start: int) -> None:
+            if data.startswith(head, start) and data.endswith(tail):
+                text = data[start + skip : cut]
+                if b'"' not in text:
+                    self._ordinary += 1
+                    if self._keep is not None:
+                        self._keep += text
+                    if write is None:
+                        door.ordinary(text)
+                    else:
+                        write(data)
+                    if waiting() > CLOGGED_BYTES:
+                        self._wait_for_client()
+                    return
+            self.payload(data[start:-2])
+
+        return frame
+
+    def _wait_for_client(self) -> None:
+        if not self.is_paused:
+            self.is_paused = True
+            self._exchange.pause()
+            self._wake()
+
+    # ── the side of the task that serves the call ──
+
+    def let_out(self) -> None:
+        """The door is open: what was held back goes out, and from now on everything straight through."""
+        early, self._early, self.flows = self._early, b"", True
+        self._pass(early)
+
+    def go_on(self) -> None:
+        """The client has taken enough; the engine is read from again."""
+        self.is_paused = False
+        self._exchange.resume()
+
+    def give_up(self) -> None:
+        """Ends the engine's work on it."""
+        self._exchange.abort()
+
+    def mind_the_bound(self) -> None:
+        """Keeps no more than may be kept."""
+        if self._keep is not None and self._transcript is not None:
+            self._transcript.mind_the_bound()
+            self._keep = None if self._transcript.obstacle else self._keep
+
+    def close(self) -> None:
+        """Nothing comes any more. It lets go of itself, or it would have to wait for the garbage collector."""
+        self.frame, self._straight = _nobody, None
+        if self._transcript is not None:
+            self._transcript.tokens += self._ordinary
+
+
+def _nobody(data: bytes, start: int) -> None:
+    """Where chunks go after the end: none come."""
