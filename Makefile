@@ -7,7 +7,7 @@ SECONDS ?= 600
 export PROMPT
 IN := $(VENV)/bin/
 
-.PHONY: help setup demo stop test fast bench chaos lock clean
+.PHONY: help setup demo stop test fast bench load chaos lock clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -33,6 +33,9 @@ fast: setup      ## the tests that need no real vLLM
 
 bench: setup     ## what the relay costs beside nginx and others, six minutes: make bench [BENCH="--quick --only s64"]
 	@$(IN)python tests/bench $(BENCH)
+
+load: setup      ## 2000 streams for a minute, whose clients die when they like: make load [LOAD="--seconds 600"]
+	@$(IN)python tests/bench/load.py $(LOAD)
 
 chaos: setup     ## faults without end on the fake engine: make chaos SECONDS=600 [SEED=…]
 	@$(IN)python tests/chaos.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

@@ -55,6 +55,7 @@ class Exchange:
     Attributes:
         status: of HTTP; 0 until the head is there.
         headers: in their order, names in lower case.
+        trailers: what came behind the last chunk, likewise.
         body: its bytes so far, without HTTP's chunking.
         whole: whether the body has ended as HTTP has it: the last chunk, or all of content-length.
         cut: whether the connection ended before.
@@ -64,6 +65,7 @@ class Exchange:
         self._reader, self._writer = reader, writer
         self.status = 0
         self.headers: list[tuple[str, str]] = []
+        self.trailers: list[tuple[str, str]] = []
         self.body = b""
         self.whole = False
         self.cut = False
@@ -102,8 +104,7 @@ class Exchange:
         head = await self._reader.readuntil(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
         self.status = int(first.split(" ")[1])
-        pairs = (line.partition(":") for line in lines)
-        self.headers = [(name.lower(), value.strip()) for name, _, value in pairs]
+        self.headers = [*map(_field, lines)]
 
     async def until(self, part: bytes, times: int = 1) -> "Exchange":
         """Reads on until the body holds `part`, so many times."""
@@ -152,15 +153,22 @@ class Exchange:
             self.cut = True
 
     async def _chunk(self) -> None:
-        size = int(await self._reader.readuntil(b"\r\n"), 16)
-        data = await self._reader.readexactly(size + 2)
-        self.body += data[:-2]
-        self.whole = not size
+        if size := int(await self._reader.readuntil(b"\r\n"), 16):
+            self.body += (await self._reader.readexactly(size + 2))[:-2]
+            return
+        while line := (await self._reader.readuntil(b"\r\n")).decode("latin-1").rstrip():
+            self.trailers.append(_field(line))
+        self.whole = True
 
     async def _to_end_of_file(self) -> None:
         piece = await self._reader.read(2**16)
         self.body += piece
         self.cut = not piece
+
+
+def _field(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.lower(), value.strip()
 
 
 @dataclass(frozen=True)

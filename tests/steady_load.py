@@ -24,7 +24,8 @@ THINKS_S = 0.05
 CLEAR_REFUSALS = (502, 503)
 """What a request gets of which no byte is out, when there is no engine for it (promises 5 and 6)."""
 
-COMPLETE, BROKEN = "complete", "error"
+COMPLETE, BROKEN, CONTINUED = "complete", "error", "continued"
+"""What a client saw. Who saw a complete answer may have seen one that another engine went on with, and counts twice."""
 
 _HAS_TEXT = {CHAT: re.compile(rb'"content": ?"[^"]'), SIMPLE: re.compile(rb"(?:\A|\n\n)data:")}
 
@@ -74,6 +75,13 @@ def judge(asked: Question, answer: Exchange) -> str:
     return _broken(asked, events, text)
 
 
+def was_continued(answer: Exchange) -> bool:
+    """Whether vllmd says that another engine went on with it: in a trailer, or at the end of a stream of text."""
+    last = answer.events[-1] if answer.status == 200 and answer.body.startswith((b"data:", b":")) else Event()
+    told = bool(last.name == "done" and last.json().get("continuations"))
+    return told or any(name == "x-vllmd-continued" for name, _ in answer.trailers)
+
+
 def _refusal(answer: Exchange) -> str:
     assert answer.status in CLEAR_REFUSALS, f"status {answer.status}"
     assert answer.error["message"], "a refusal without a reason"
@@ -95,7 +103,14 @@ def _finished(asked: Question, events: list[Event], text: str) -> str:
     assert not any(map(_is_error, events)), "an error in a stream that ends well"
     assert [number for number, each in enumerate(events) if _is_last(each)] == [len(events) - 1], "not one last event"
     assert _finishes(events) == [asked.finish], "not one finish"
+    assert asked.path != CHAT or _is_one_answer(events), "not one id, or not one role"
     return COMPLETE
+
+
+def _is_one_answer(events: list[Event]) -> bool:
+    chunks = [each.json() for each in events if not _is_last(each)]
+    roles = [choice for chunk in chunks for choice in chunk["choices"] if "role" in choice["delta"]]
+    return len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) == len(roles) == 1
 
 
 def _broken(asked: Question, events: list[Event], text: str) -> str:
@@ -164,6 +179,7 @@ class Clients:
                 answer = await asked.door.open(asked.path, asked.body)
                 await self._read(asked, answer)
             self.saw[judge(asked, answer)] += 1
+            self.saw.update([CONTINUED] if was_continued(answer) else [])
         except (AssertionError, TimeoutError, OSError, ValueError, LookupError) as error:
             self.wrong.append(_complaint(asked, answer, error, time.monotonic() - began_at))
         finally:

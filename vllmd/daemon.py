@@ -5,6 +5,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ DEFAULT_CONFIG = Path("/etc/vllmd/vllmd.toml")
 
 STATUS_INTERVAL_S = 5.0
 SETTLED_S = 60.0
+
+OPEN_FILES = 65536
+"""As many as the shipped unit allows: a running stream is two of them."""
 
 CUT_SHORT_S = 5.0
 """Seconds that clients whose calls were cut short get to take the error."""
@@ -99,8 +103,15 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _serve(config: Config, arguments: argparse.Namespace) -> int:
+    _raise_limits()
     _run(serve(config))
     return 0
+
+
+def _raise_limits() -> None:
+    """Opens as many files as it may: most processes begin with leave for 1024 (systemd.exec(5), LimitNOFILE)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -580,6 +580,22 @@ async def test_a_pause_stops_the_engine(path: Path) -> None:
         assert len(taken.body) == written // len(block) * 4000
 
 
+async def test_an_answer_that_is_not_read_says_nothing_of_the_engine(path: Path) -> None:
+    """A client that does not take its answer must not make a healthy engine look as if it hung."""
+    async with engine(path, says(STREAM, hold=True)), EngineClient(path) as client:
+        async with client.send("POST", "/", body=b"{}") as exchange:
+            (sent,), now = client.under_way, asyncio.get_running_loop().time
+            await exchange.head()
+            exchange.pause()
+            assert not client.under_way
+            paused_at = now()
+            exchange.resume()
+            assert client.under_way == (sent,)
+            assert sent.at >= paused_at, "its silence begins anew"
+            exchange.pause()
+        assert not client.under_way
+
+
 async def test_a_connection_that_was_paused_to_the_end_is_used_again(path: Path) -> None:
     async with engine(path, says(SHORT, hold=True)) as peers, EngineClient(path) as client:
         async with client.send("GET", "/") as exchange:

@@ -1,8 +1,17 @@
 """SIGTERM: running answers may finish, nothing new begins, nothing is left behind."""
 
 import asyncio
+import fcntl
 import json
+import os
+import re
 import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +19,13 @@ from asking import Exchange, request
 from conftest import Start
 from daemons import Daemon
 from waiting import until
+
+from vllmd.config import Config
+from vllmd.daemon import CUT_SHORT_S
+
+ROOT = Path(__file__).parents[2]
+SLACK_S = 10.0
+"""What else a stop takes on a busy machine: sockets, the engine's death by SIGKILL, files."""
 
 CHAT = "/v1/chat/completions"
 PROMPT = "/api/prompt"
@@ -21,6 +37,28 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     (PROMPT, {"prompt": "x"}),
     (PROMPT, {"prompt": "x", "stream": False}),
 )
+
+
+@contextmanager
+def activated(daemon: Daemon) -> Iterator[tuple[Daemon, Callable[[], None]]]:
+    """A daemon whose sockets are somebody else's, as under vllmd.socket, and how to start it, again and again."""
+    code = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3, True); os.dup2(int(sys.argv[2]), 4, True);"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2'); os.execv(sys.argv[3], sys.argv[3:])"
+    )
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
+        tcp.bind(("127.0.0.1", daemon.port))
+        unix.bind(str(daemon.socket))
+        numbers = [fcntl.fcntl(each, fcntl.F_DUPFD, 200) for each in (tcp, unix)]  # away from 3 and 4
+        try:
+            for each in (tcp, unix):
+                each.listen(100)
+            words = [sys.executable, "-c", code, *map(str, numbers)]
+            yield daemon, lambda: daemon.start(*words, pass_fds=numbers)
+        finally:
+            for number in numbers:
+                os.close(number)
+            daemon.see_to_its_end(sockets_stay=True)
 
 
 async def answers_begin(daemon: Daemon, kinds: Any = KINDS) -> list[Exchange]:
@@ -83,7 +121,7 @@ async def test_nothing_new_begins(start: Start) -> None:
     for reader, writer in idle:
         writer.write(request(CHAT, HELLO))
         answer = await Exchange(reader, writer).end()
-        assert answer.cut or (answer.status, answer.error["code"]) == (503, "not_ready")
+        assert (answer.status, answer.error["code"]) == (503, "not_ready")
         writer.close()
     assert len(daemon.requests()) == 1
     await running.end()
@@ -202,13 +240,44 @@ async def test_those_who_follow_the_events_do_not_hold_it_up(start: Start) -> No
         assert all(json.loads(each.data or "{}") for each in events.events if each.name == "model")
 
 
-async def test_a_client_that_takes_nothing_does_not_hold_it_up_for_ever(start: Start) -> None:
-    daemon = start(args={"max-model-len": 1_000_000}, relay={"drain_s": 0.3})
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_clients_that_take_nothing_do_not_hold_it_up(start: Start, loop: str) -> None:
+    daemon = start(args={"max-model-len": 1_000_000}, relay={"drain_s": 0.3}, loop=loop)
     daemon.control(tokens=300_000)
-    asked = [await daemon.unix.open(CHAT, {**STREAM, "max_tokens": 300_000}) for _ in range(2)]
+    bodies = [(CHAT, {**STREAM, "max_tokens": 300_000}), (PROMPT, {"prompt": "x", "max_tokens": 300_000})]
+    asked = [await door.open(*each) for each in bodies * 5 for door in (daemon.unix, daemon.tcp)]
     for exchange in asked:
         await exchange.until(b"tok9")
+    began_at = time.monotonic()
     daemon.signal(signal.SIGTERM)
     await assert_ends(daemon)
+    assert time.monotonic() - began_at < 0.3 + CUT_SHORT_S + SLACK_S
     for exchange in asked:
         await exchange.leave()
+
+
+def test_the_whole_stop_fits_what_systemd_allows() -> None:
+    """Else systemd kills it in mid-stop: with the defaults, the longest stop has to be over before TimeoutStopSec."""
+    config = Config()
+    (allowed,) = re.findall(r"^TimeoutStopSec=(\d+)s$", (ROOT / "systemd/vllmd.service").read_text(), re.M)
+    assert config.relay.drain_s + CUT_SHORT_S + config.supervision.stop_timeout_s + SLACK_S < int(allowed)
+
+
+async def test_who_comes_during_the_drain_waits_for_the_next_vllmd_in_systemd_s_socket() -> None:
+    """The listening sockets are systemd's: nobody is refused, and nothing new begins."""
+    with activated(Daemon(knobs={"tokens_per_s": 40, "tokens": 40})) as (daemon, go):
+        await asyncio.to_thread(go)
+        (running,) = await answers_begin(daemon, KINDS[:1])
+        daemon.signal(signal.SIGTERM)
+        await until(lambda: closed(daemon), "vllmd to drain")
+        later = [asyncio.create_task(door.ask(CHAT, STREAM)) for door in (daemon.unix, daemon.tcp)]
+        await running.end()
+        assert running.whole
+        await running.leave()
+        assert await asyncio.to_thread(daemon.wait) == 0
+        assert not any(task.done() for task in later)
+        assert len(daemon.requests()) == 1
+        await asyncio.to_thread(go)
+        for task in later:
+            answer = await task
+            assert (answer.status, answer.whole) == (200, True)

@@ -3,7 +3,9 @@
 import asyncio
 import re
 import socket
+import statistics
 import struct
+import time
 from typing import Any
 
 import pytest
@@ -153,6 +155,40 @@ async def test_leaving_while_held(start: Start) -> None:
     daemon.control()
     daemon.order("restart", wait=True)
     assert not daemon.requests()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_leaving_while_waiting_for_a_turn(start: Start, kind: str) -> None:
+    daemon = start(queue={"running": 1, "status_after_s": 0.1}, knobs={"tokens_per_s": 5, "tokens": 1000})
+    first = await daemon.unix.open(CHAT, STREAM)
+    await first.until(b"tok1")
+    waiting = [await door.open(*KINDS[kind]) for door in (daemon.unix, daemon.tcp)]
+    await until(lambda: daemon.model().held == 2, "both to wait for a place")
+    if kind in ("stream", "text"):
+        await waiting[1].until(b": waiting for a place")
+    for exchange in waiting:
+        await exchange.leave()
+    await until(lambda: (daemon.model().running, daemon.model().held) == (1, 0), "both to be forgotten", SOON_S)
+    await first.leave()
+    await nothing_is_left(daemon)
+    daemon.control()
+    assert (await daemon.unix.ask(*KINDS[kind])).status == 200, "the place is free again"
+    assert len(daemon.requests()) == 2, "the engine never heard of them"
+
+
+async def test_the_engine_stops_within_a_second(daemon: Daemon) -> None:
+    """The median of many, as a test machine may be busy at one moment or another."""
+    daemon.control(tokens_per_s=5, tokens=1000, prefill_s=0)
+    took_s = []
+    for path, body in [*KINDS.values()] * 3:
+        exchange = await daemon.unix.open(path, body)
+        await engine_works(daemon, 1)
+        left_at, ends = time.time(), len(daemon.journal("end"))
+        await exchange.leave()
+        await until(lambda: len(daemon.journal("end")) > ends, "the engine to drop it")  # noqa: B023
+        took_s.append(daemon.journal("end")[-1]["time"] - left_at)
+        await nothing_is_left(daemon)
+    assert statistics.median(took_s) < 1
 
 
 async def test_leaving_while_a_request_is_to_be_sent_again(start: Start) -> None:

@@ -1,8 +1,8 @@
 """Requests to one engine over its private Unix socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,21 +71,14 @@ class EngineClient:
             raise EngineRefused(REFUSED)
         sent = Sent(asyncio.get_running_loop().time(), len(body or b""))
         exchange = Exchange(request(method, path, body, headers or {}), self._pool, sent)
-        with self._counted(sent) if body is not None else nullcontext():
-            try:
-                await exchange.begin()
-                yield exchange
-            finally:
-                exchange.abort()
-
-    @contextmanager
-    def _counted(self, sent: Sent) -> Iterator[None]:
-        """Counts a request that makes the engine work: one with a body."""
-        self._under_way[sent] = None
+        if body is not None:  # only what has a body makes the engine work
+            self._under_way[sent] = None
         try:
-            yield
+            await exchange.begin()
+            yield exchange
         finally:
-            del self._under_way[sent]
+            self._under_way.pop(sent, None)
+            exchange.abort()
 
     @property
     def under_way(self) -> tuple[Sent, ...]:

@@ -31,8 +31,9 @@ status comments, and so before there is an engine's head to pass on."""
 SEND_BUFFER_BYTES = 64 * 1024
 """The kernel's share of what is on its way to a client; by itself it grows to megabytes for one that stops reading."""
 
-CLOGGED_BYTES = 64 * 1024
-"""Of an answer that waits for its client here: with more, the engine is not read from (asyncio's own high water)."""
+CLOGGED_BYTES = 16 * 1024
+"""Of an answer that waits for its client here: with more, the engine is not read from. It is little, as uvloop keeps
+each piece of text with ten times its size around it."""
 
 _NOT_PASSED = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -126,7 +127,8 @@ class Door(ABC):
         """
         if self.response is None:
             raise error
-        await self.end_with(error)
+        if not isinstance(self.response, web.Response):  # a whole answer has no room for it
+            await self.end_with(error)
         self.response.force_close()
         if self._transport is not None:
             self._transport.close()
@@ -149,7 +151,10 @@ class Door(ABC):
         await self.request.writer.drain()
 
     async def drain_whole(self) -> None:
-        """Waits until the client, or the kernel for it, has taken everything."""
+        """Waits until the client, or the kernel for it, has taken everything; writes a long whole answer first."""
+        if isinstance(self.response, web.Response) and len(self.response.body or b"") > CLOGGED_BYTES:  # type: ignore[arg-type]
+            await self._open(self.response)
+            await self.response.write_eof()
         transport = self._transport
         if transport is not None and transport.get_write_buffer_size():
             transport.set_write_buffer_limits(high=0)
@@ -187,9 +192,10 @@ class Door(ABC):
 
 
 def limit_send_buffer(transport: asyncio.Transport) -> None:
-    """Bounds what the kernel keeps for a client that does not read (socket(7), SO_SNDBUF)."""
+    """Bounds what is kept for a client that does not read, in the kernel (socket(7), SO_SNDBUF) and here."""
     if (opened := transport.get_extra_info("socket")) is not None:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES // 2)  # the kernel doubles it
+    transport.set_write_buffer_limits(high=CLOGGED_BYTES)
 
 
 def passed_on(headers: Mapping[str, str]) -> dict[str, str]:

@@ -1,13 +1,16 @@
-"""The doors: TCP and Unix sites of one application, or the sockets that systemd passes."""
+"""The doors: TCP and Unix sockets of one application, or those that systemd passes."""
 
+import asyncio
 import errno
 import grp
 import logging
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -17,10 +20,18 @@ from vllmd.address import Address, TcpAddress, UnixAddress
 from vllmd.config import Listen
 from vllmd.errors import AddressError
 
+log = logging.getLogger(__name__)
+
 FIRST_PASSED_FD = 3
 """sd_listen_fds(3): passed descriptors begin here."""
 
 BACKLOG = 1024
+AT_ONCE = 16
+"""asyncio accepts so many clients before it looks at the first. It calls that the backlog too."""
+
+OWN_FILES = 32
+"""Descriptors that vllmd itself needs: sockets that listen, pipes to engines, files."""
+
 SHUTDOWN_S = 1.0
 """Streams have been drained before; what is still open then is idle."""
 
@@ -58,12 +69,49 @@ async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> Asy
         app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S, logger=_logger()
     )
     await runner.setup()
+    assert runner.server is not None, "it was set up"
+    loop, factory, servers = asyncio.get_running_loop(), _Bounded(runner.server), list[asyncio.Server]()
     try:
         for each in sockets:
-            await web.SockSite(runner, each, backlog=BACKLOG).start()
-        yield Doors(runner)
+            servers.append(await loop.create_server(factory, sock=each, backlog=AT_ONCE))
+            each.listen(BACKLOG)
+        yield Doors(servers)
     finally:
+        for server in servers:
+            server.close()
         await runner.cleanup()
+
+
+class _Bounded:
+    """Makes the protocols of clients: half of all descriptors are theirs, as each may need one more towards its engine.
+
+    Who comes when they are used up is hung up on: an accept(2) that fails would be tried again and again, and engines
+    could be asked no more.
+
+    Args:
+        server: makes them, as long as it may.
+    """
+
+    def __init__(self, server: web.Server) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(1, soft // 2 - OWN_FILES)
+        self._server = server
+        self._is_told = False
+
+    def __call__(self) -> asyncio.Protocol:
+        count = len(self._server.connections)
+        if count >= self._most and not self._is_told:
+            log.warning("%d clients are connected; more are hung up on, as only so many files may be open", count)
+        self._is_told = count >= self._most or (self._is_told and count > 0.9 * self._most)
+        return self._server() if count < self._most else _HungUp()
+
+
+class _HungUp(asyncio.Protocol):
+    """A client too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Good bye."""
+        cast(asyncio.WriteTransport, transport).abort()
 
 
 def _refuse_networks(passed: Sequence[socket.socket]) -> None:
@@ -98,16 +146,16 @@ class Doors:
     """The open doors.
 
     Args:
-        runner: aiohttp's.
+        servers: one for each.
     """
 
-    def __init__(self, runner: web.AppRunner) -> None:
-        self._runner = runner
+    def __init__(self, servers: Sequence[asyncio.Server]) -> None:
+        self._servers = servers
 
     async def close(self) -> None:
         """Takes no new connections; those that are open go on."""
-        for site in list(self._runner.sites):
-            await site.stop()
+        for server in self._servers:
+            server.close()
 
 
 def _passed(environ: Mapping[str, str]) -> Iterator[socket.socket]:

@@ -84,7 +84,7 @@ class Stream:
             VllmdError: the engine says what the door cannot make out.
         """
         passage = Passage(exchange, self._door, self.transcript, seam, self.is_stopping, self._wake)
-        self._client, self._passage, self._seen = client, passage, (0, 0)
+        self._client, self._passage, self._seen, self.is_stalled = client, passage, (0, 0), False
         self._silence.heard(_now())
         exchange.attach(passage)
         try:
@@ -122,6 +122,24 @@ class Stream:
         await self._door.drain()
         passage.go_on()
 
+    # ── what is told of it to who asks ──
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens have come so far, over all attempts."""
+        before = self.transcript.tokens if self.transcript is not None else 0
+        return before + (self._passage.tokens if self._passage else 0)
+
+    @property
+    def replays(self) -> int:
+        """How often the request was sent again because its engine died."""
+        return self._door.replays
+
+    @property
+    def continuations(self) -> int:
+        """How often another engine went on with the answer."""
+        return self._door.continuations
+
     def finish(self) -> None:
         """The engine broke off after it had said why its answer ends: that is an ending, though not the usual one."""
         self._door.send(DONE)
@@ -150,8 +168,9 @@ class Stream:
         if seen == self._seen:
             return False
         self._silence.heard(now)
-        if seen[0] != passage.said and self._client is not None:
-            self._client.proved_at = now  # a comment shows that the API server lives, and not that its engine core does
+        # A comment shows that the API server lives, and not that its engine core does; what a slow reader lets in is old.
+        if seen[0] != passage.said and not passage.is_paused and self._client is not None:
+            self._client.proved_at = now
         passage.mind_the_bound()
         return True
 

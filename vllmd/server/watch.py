@@ -1,8 +1,6 @@
 """One tick for all streams: who is silent, who does not read. No timer per stream, and nothing per event."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -11,6 +9,22 @@ class Watched(Protocol):
 
     def tick(self, now: float) -> None:
         """Looks at itself; `now` is the event loop's time in seconds."""
+
+
+class Watching:
+    """The context manager of `Watch.over`: a generator would be ten times as large, and each stream has one."""
+
+    __slots__ = ("_each", "_watch")
+
+    def __init__(self, watch: "Watch", each: Watched) -> None:
+        self._watch = watch
+        self._each = each
+
+    def __enter__(self) -> None:
+        self._watch.add(self._each)
+
+    def __exit__(self, *exc: object) -> None:
+        self._watch.discard(self._each)
 
 
 class Watch:
@@ -25,16 +39,19 @@ class Watch:
         self._watched: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    @contextmanager
-    def over(self, each: Watched) -> Iterator[None]:
-        """Ticks `each` for as long as the block lasts."""
+    def over(self, each: Watched) -> "Watching":
+        """Ticks `each` for as long as the block lasts that this begins."""
+        return Watching(self, each)
+
+    def add(self, each: Watched) -> None:
+        """From now on `each` is ticked."""
         self._watched.add(each)
         if self._timer is None:
             self._schedule()
-        try:
-            yield
-        finally:
-            self._watched.discard(each)
+
+    def discard(self, each: Watched) -> None:
+        """It no longer is."""
+        self._watched.discard(each)
 
     def _schedule(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._tick)
