@@ -168,7 +168,7 @@ class Stream:
         if seen == self._seen:
             return False
         self._silence.heard(now)
-        # A comment shows that the API server lives, and not that its engine core does; what a slow reader lets in is old.
+        # A comment shows that the API server lives, not that its engine core does; what a slow reader lets in is old.
         if seen[0] != passage.said and not passage.is_paused and self._client is not None:
             self._client.proved_at = now
         passage.mind_the_bound()
