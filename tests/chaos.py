@@ -5,7 +5,9 @@ the short form. Each fault leaves the engine dead, sick, half started or half st
 doors. After each the engine is made well again, and has to serve within a bound. The table at the end says for each
 fault how long no client got any text, and how the answers ended that were under way.
 
-All that must hold is in `Chaos.check` and `Chaos.check_idle`; steady_load judges answers, generations processes.
+All that must hold is in `Chaos.check` and `Chaos.check_idle`; steady_load judges answers, generations processes. No
+client may see more of a fault than a pause: requests are sent again and streams go on, with the text of an undisturbed
+engine. Only where the engine was stopped by order, or given up, may there be errors (`TOLD`).
 """
 
 import argparse
@@ -26,7 +28,7 @@ from typing import Any
 from asking import Door
 from daemons import UGLY, Daemon, running
 from generations import GUARD, Witness, find, processes, watched
-from steady_load import CHAT, COMPLETE, SIMPLE, Clients, Question, question, steady
+from steady_load import CHAT, COMPLETE, CONTINUED, SIMPLE, Clients, Question, question, steady
 from waiting import until
 
 from vllmd.lifecycle import ALIVE, State
@@ -61,6 +63,9 @@ SUPERVISION = {
     "stop_timeout_s": 2,
     "restart_limit": 6,
 }
+
+REPLAYS = 8
+"""Engines that one request may see die: no client shall see an error because two faults struck the same stream."""
 
 COUNT_TASKS = """
 import asyncio, gc, os, signal, sys
@@ -201,8 +206,13 @@ class Chaos:
         await self.be_answered()
         step = Step(fault, self.clients.silence_s(began_at), time.monotonic() - began_at, Counter(self.clients.saw))
         self.steps.append(step)
+        self._check_pauses(step)
         await self.check()
         return step
+
+    def _check_pauses(self, step: Step) -> None:
+        if step.fault not in TOLD and step.saw.keys() - {COMPLETE, CONTINUED}:
+            raise ChaosError(f"clients saw more than a pause: {told(step.saw)}")
 
     async def heal(self) -> None:
         """An engine that does what it should, at the latest after another start."""
@@ -463,6 +473,16 @@ async def two_faults_at_once(it: Chaos) -> None:
     await it.until_generation(before.generation + 1)
 
 
+TOLD = {
+    "crash at the first request",
+    "crashes until it has failed",
+    "load during stop",
+    "orders all at once",
+    "unload during start",
+}
+"""After these clients may see errors: the engine was stopped by order, or given up, or dies of requests themselves."""
+
+
 # ── the run ──
 
 
@@ -478,7 +498,13 @@ def questions(door: Door) -> Iterator[Question]:
 
 def make_daemon() -> Daemon:
     """A daemon that counts its tasks when asked to."""
-    return Daemon(launcher=("-c", COUNT_TASKS), knobs=WELL, supervision=SUPERVISION, queue={"status_after_s": 1})
+    return Daemon(
+        launcher=("-c", COUNT_TASKS),
+        knobs=WELL,
+        supervision=SUPERVISION,
+        queue={"status_after_s": 1},
+        replay={"limit": REPLAYS},
+    )
 
 
 @asynccontextmanager
@@ -513,6 +539,8 @@ async def run(daemon: Daemon, seed: int, seconds: float, say: Callable[[str], No
             if time.monotonic() > end:
                 break
         await chaos.check_idle()
+        if not any(step.saw[CONTINUED] for step in chaos.steps):
+            raise ChaosError("no answer was continued")
         say(f"the slowest end of an engine, from its leader's to its last process's: {chaos.witness.slowest_s:.1f} s")
         return list(chaos.steps)
 

@@ -45,7 +45,7 @@ CUT_SHORT_S = 5.0
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script `vllmd`; leaves the process."""
-    arguments = _parse(argv)
+    arguments = parser().parse_args(argv)
     _log_to_stderr(arguments.verbose)
     try:
         config = locate(load(arguments.config), os.environ, os.getuid())
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(outcome_of(error).exit_status)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """The command line of `vllmd`."""
     parser = argparse.ArgumentParser("vllmd", description="Runs vLLM as a service and streams its answers.")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--verbose", action="store_true", help="log more")
@@ -73,7 +74,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--install", dest="act", action="store_const", const=_install, help="build the engine's environment and exit"
     )
     parser.set_defaults(act=_serve)
-    return parser.parse_args(argv)
+    return parser
 
 
 def _log_to_stderr(verbose: bool) -> None:

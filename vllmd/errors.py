@@ -5,6 +5,7 @@ VllmdError
 ├── AddressError             an address that is none, or cannot be listened on
 ├── RequestError             the client asked for something impossible
 │   ├── ModelNotFound
+│   ├── RequestNotFound
 │   ├── RouteNotFound
 │   ├── MethodNotAllowed
 │   ├── BodyTooLarge
@@ -23,6 +24,7 @@ VllmdError
 │       ├── NotListening     nobody took the connection
 │       └── CertainFailure   a second check would find the same
 ├── InstallError             the engine's environment could not be built
+├── Cancelled                somebody ended the request on purpose
 └── DaemonUnreachable        vllmctl found nobody at the address
 
 A message says what happened; a hint says what to do about it. Both are shown to people, so neither ever holds a
@@ -92,6 +94,10 @@ class RequestError(VllmdError):
 
 class ModelNotFound(RequestError):
     """No configured model has this name."""
+
+
+class RequestNotFound(RequestError):
+    """No request under way has this id."""
 
 
 class RouteNotFound(RequestError):
@@ -182,6 +188,10 @@ class InstallError(VllmdError):
     """The engine's environment could not be built."""
 
 
+class Cancelled(VllmdError):
+    """Somebody ended the request on purpose, though its client still waited for it."""
+
+
 class DaemonUnreachable(VllmdError):
     """Nobody answers at the address that vllmctl was given."""
 
@@ -202,6 +212,7 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     AddressError: Outcome(500, "server_error", "address_error", ExitStatus.USAGE),
     RequestError: Outcome(400, "invalid_request_error", "invalid_request", ExitStatus.ERROR),
     ModelNotFound: Outcome(404, "invalid_request_error", "model_not_found", ExitStatus.ERROR),
+    RequestNotFound: Outcome(404, "invalid_request_error", "request_not_found", ExitStatus.ERROR),
     RouteNotFound: Outcome(404, "invalid_request_error", "route_not_found", ExitStatus.ERROR),
     MethodNotAllowed: Outcome(405, "invalid_request_error", "method_not_allowed", ExitStatus.ERROR),
     BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large", ExitStatus.ERROR),
@@ -213,6 +224,8 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     EngineFailed: Outcome(503, "server_error", "engine_failed", ExitStatus.ERROR),
     EngineError: Outcome(502, "server_error", "engine_error", ExitStatus.ERROR),
     InstallError: Outcome(500, "server_error", "install_failed", ExitStatus.ERROR),
+    # nginx's 499; a client's library asks again after 409 and 5xx, which is the last that is wanted here.
+    Cancelled: Outcome(499, "request_cancelled", "cancelled", ExitStatus.ERROR),
     DaemonUnreachable: Outcome(503, "server_error", "unreachable", ExitStatus.NOT_RUNNING),
 }
 

@@ -15,6 +15,8 @@ HEALTH = "/health"
 READY = "/ready"
 STATUS = "/api/status"
 EVENTS = "/api/events"
+REQUESTS = "/api/requests"
+LOGS = "/api/logs"
 PROMPT = "/api/prompt"
 WORKFLOW_RUNS = "/api/workflows/runs"
 CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -51,6 +53,7 @@ class ModelStatus:
         restarts: restarts after failures since the daemon began.
         running: requests that the engine works on.
         held: requests that wait for it.
+        tokens_per_s: what the streams that run now get, all together; None while none gets anything.
         cause, reason, hint: the last verdict; empty when nothing has failed.
     """
 
@@ -67,6 +70,7 @@ class ModelStatus:
     restarts: int = 0
     running: int = 0
     held: int = 0
+    tokens_per_s: float | None = None
     cause: str = ""
     reason: str = ""
     hint: str = ""
@@ -118,6 +122,52 @@ class Continued:
 
 
 @dataclass(frozen=True)
+class LogLine:
+    """A line that an engine has printed.
+
+    Args:
+        at: when it came, Unix seconds.
+        line: its text.
+    """
+
+    at: float
+    line: str
+
+
+@dataclass(frozen=True)
+class RequestStatus:
+    """One request for inference that is under way.
+
+    Args:
+        id: as in its answer's `X-Request-Id`; a client that chooses its own may use one twice.
+        who: who asks: `uid:1000` on the Unix socket, the IP address on TCP.
+        model: the model's name.
+        path: the engine's route.
+        state: `held` while it waits for the engine or for a place in it, `running` else.
+        since: when it came, Unix seconds.
+        age_s: how long ago that is.
+        stream: whether its answer comes as events.
+        tokens: about how many tokens have come; None where the answer comes in one piece.
+        tokens_per_s: the average, without the time that it was held; None while nothing has come.
+        replays: how often it was sent again because its engine died.
+        continuations: how often another engine went on with its answer.
+    """
+
+    id: str
+    who: str = ""
+    model: str = ""
+    path: str = ""
+    state: str = "running"
+    since: float = 0.0
+    age_s: float = 0.0
+    stream: bool = False
+    tokens: int | None = None
+    tokens_per_s: float | None = None
+    replays: int = 0
+    continuations: int = 0
+
+
+@dataclass(frozen=True)
 class Status:
     """The daemon as it is now; `state` and `model` are those of the default model."""
 
@@ -145,7 +195,7 @@ def dumps(value: object) -> str:
     return text
 
 
-def to_json(value: Status | ModelStatus | Continued) -> dict[str, Any]:
+def to_json(value: Status | ModelStatus | Continued | RequestStatus | LogLine) -> dict[str, Any]:
     """A status as JSON has it."""
     return asdict(value)
 
@@ -153,6 +203,16 @@ def to_json(value: Status | ModelStatus | Continued) -> dict[str, Any]:
 def model_status(table: Mapping[str, Any]) -> ModelStatus:
     """Reads one model's status, also that of another version."""
     return _known(ModelStatus, table)
+
+
+def request_status(table: Mapping[str, Any]) -> RequestStatus:
+    """Reads what is said of one request, also by another version."""
+    return _known(RequestStatus, table)
+
+
+def log_line(table: Mapping[str, Any]) -> LogLine:
+    """Reads one line of a log, also another version's."""
+    return _known(LogLine, table)
 
 
 def _known(cls: type[T], table: Mapping[str, Any]) -> T:

@@ -29,7 +29,7 @@ class Scenario:
     Args:
         connections: streams, or kept-alive connections, open at once.
         rate_per_s: tokens of each stream; in churn, requests of all connections together.
-        ramp_s: seconds in which the connections are opened; not measured.
+        ramp_s: seconds in which the connections are opened and say their first words; not measured.
         flags: of load.c.
         ways: the names of those that take part.
     """
@@ -57,7 +57,7 @@ ALL = (
     Scenario("s64", "64 streams of 50 tokens/s", 64, 50, 0.4, ways=NAMES),
     Scenario("sync64", "the same, all streams in step", 64, 50, 0.4, ("--sync",), WITHOUT_UNIX),
     Scenario("s512", "512 streams of 50 tokens/s", 512, 50, 1.5, ways=(*FIVE, "vllmd-unix")),
-    Scenario("idle2000", "2000 streams of 2 tokens/s", 2000, 2, 2.2),
+    Scenario("idle2000", "2000 streams of 2 tokens/s", 2000, 2, 4.0),
     Scenario("churn", "500 one-token requests/s, kept-alive, in one piece", 16, 500, 0.2, ("--churn", "--whole")),
     Scenario("churn-sse", "the same, streamed", 16, 500, 0.2, ("--churn",), WITHOUT_UNIX),
 )

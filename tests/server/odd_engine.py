@@ -20,8 +20,8 @@ class Odd(socketserver.StreamRequestHandler):
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             head += self.rfile.readline()
-        length = next(int(line[15:]) for line in head.lower().splitlines() if line.startswith(b"content-length:"))
-        if b'"prompt": "1"' in self.rfile.read(length):
+        lengths = [line[15:] for line in head.lower().splitlines() if line.startswith(b"content-length:")]
+        if b'"prompt": "1"' in self.rfile.read(int(*lengths)):
             self.wfile.write(
                 b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(TOKEN), TOKEN)
             )

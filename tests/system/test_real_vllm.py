@@ -155,9 +155,9 @@ def test_a_client_that_leaves_ends_its_generation(service: Service) -> None:
 
 
 def test_the_death_of_the_engine_core_is_told_and_mended(service: Service) -> None:
-    """vLLM itself ends such a stream with [DONE] and exits with 0."""
-    body = '{"messages":[{"role":"user","content":"Count to one thousand."}],"stream":true,"max_tokens":1500}'
-    argv = ["curl", "-sN", "--unix-socket", str(service.socket), "http://localhost/v1/chat/completions", "-d", body]
+    """vLLM itself ends such a stream with [DONE] and exits with 0. A completion is none that could be continued."""
+    body = '{"prompt":"Count to one thousand: one, two,","stream":true,"max_tokens":1500}'
+    argv = ["curl", "-sN", "--unix-socket", str(service.socket), "http://localhost/v1/completions", "-d", body]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
         first = client.stdout.readline()

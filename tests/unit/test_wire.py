@@ -251,7 +251,7 @@ def test_a_status_in_words(change: Mapping[str, Any], summary: str, sentence: st
 
 def test_a_status_that_says_nothing() -> None:
     nothing = {"default": False, "phase": None, "percent": None, "since": 0.0, "pid": None, "state": "stopped"}
-    nothing |= {"eta_s": None}
+    nothing |= {"eta_s": None, "tokens_per_s": None}
     nothing |= dict.fromkeys(("generation", "restarts", "running", "held"), 0)
     nothing |= dict.fromkeys(("model", "cause", "reason", "hint"), "")
     assert to_json(ModelStatus("m")) == {"name": "m", **nothing}

@@ -17,6 +17,7 @@ from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.generation import Generation
 from vllmd.engine.incidents import Incidents
+from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
 from vllmd.engine.timers import Timers
@@ -66,6 +67,7 @@ class Supervisor:
     ) -> None:
         self.plan = plan
         self.engine = Engine()
+        self.lines = Lines()
         self._policy = policy
         self._feed = feed
         self._on_sign_of_life = on_sign_of_life
@@ -240,6 +242,7 @@ class Supervisor:
 
     def _on_line(self, line: str) -> None:
         engine_log.info("%s: %s", self.name, line)
+        self.lines.add(line)
         self._moved()
 
     def _moved(self) -> None:

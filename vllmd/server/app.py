@@ -11,10 +11,12 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
+from vllmd.server.logs import Logs
 from vllmd.server.openai import INFERENCE, OpenAI
 from vllmd.server.origin import only_known_hosts
 from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
+from vllmd.server.requests import Requests
 
 
 def build(
@@ -25,6 +27,8 @@ def build(
     openai = OpenAI(relay, supervisors, config.default_model)
     prompt = Prompt(relay, config)
     control = Control(config, supervisors, feed, calls, addresses)
+    logs = Logs(config, supervisors)
+    requests = Requests(calls, config.access.admin_group)
 
     app = web.Application(
         middlewares=[middleware.request_id, middleware.errors, only_known_hosts(config.listen.hosts)],
@@ -32,7 +36,7 @@ def build(
     )
     app[middleware.BODY_BYTES] = config.limits.body_bytes
     app.on_response_prepare.append(middleware.sign)
-    app.on_shutdown.append(control.dismiss)
+    app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
             *(web.post(path, openai.infer) for path in INFERENCE),
@@ -44,6 +48,9 @@ def build(
             web.get(wire.READY, control.ready),
             web.get(wire.STATUS, control.status),
             web.get(wire.EVENTS, control.events),
+            web.get(wire.LOGS, logs.lines),
+            web.get(wire.REQUESTS, requests.list),
+            web.delete(wire.REQUESTS + "/{id:.+}", requests.cancel),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]
     )

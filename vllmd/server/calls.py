@@ -2,11 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from vllmd.errors import VllmdError
+
+
+class Answer(Protocol):
+    """How far the answer to a call has come. It counts for itself anyway; it is asked only by who wants to know."""
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens have come."""
+
+    @property
+    def replays(self) -> int:
+        """How often the request was sent again because its engine died."""
+
+    @property
+    def continuations(self) -> int:
+        """How often another engine went on with the answer."""
 
 
 @dataclass(eq=False, slots=True)
@@ -39,6 +56,8 @@ class Call:
     """How long it has waited so far, in seconds: what is used up of `queue.wait_s`, over all its waits together."""
     ended_by: VllmdError | None = None
     """Why vllmd itself cut it short; None while it did not."""
+    answer: Answer | None = None
+    """How far its answer has come, for as long as it is under way."""
 
 
 class Calls:
@@ -62,6 +81,7 @@ class Calls:
             yield
         finally:
             del self._tasks[call]
+            call.answer = None  # which knows the call: nobody shall have to wait for the garbage collector
             if not self._tasks:
                 self._idle.set()
 
@@ -74,6 +94,10 @@ class Calls:
         """How many calls of `model` run in the engine, and how many wait for it."""
         held = sum(call.held for call in self._tasks if call.model == model)
         return sum(call.model == model for call in self._tasks) - held, held
+
+    def __iter__(self) -> Iterator[Call]:
+        """Those under way now, in the order in which they came."""
+        return iter(tuple(self._tasks))
 
     @property
     def held(self) -> int:
@@ -91,9 +115,13 @@ class Calls:
 
     def cut_short(self, reason: VllmdError) -> None:
         """Ends all calls with `reason`, which their clients are told."""
-        self._end(list(self._tasks), reason)
+        self._end(self, reason)
 
-    def _end(self, calls: list[Call], reason: VllmdError) -> None:
+    def cancel(self, call: Call, reason: VllmdError) -> None:
+        """Ends one call with `reason`, which its client is told."""
+        self._end([call] if call in self._tasks else [], reason)
+
+    def _end(self, calls: Iterable[Call], reason: VllmdError) -> None:
         for call in calls:
             if call.ended_by is None:
                 call.ended_by = reason

@@ -9,7 +9,8 @@ is made to fit (`seam`): one id, one role, one account of tokens. Nothing is sai
 - vLLM holds back what may begin a stop string; the next engine generates it again, and finds the stop string.
 
 The answer is one that the model could have given, not always the one that it would have given: random numbers are drawn
-anew, penalties count from the seam on, and what was said is cut into tokens afresh.
+anew, penalties count from the seam on, and what was said is cut into tokens afresh. Tokens that the text does not show
+(with `ignore_eos` those that end a turn) are not sent back.
 """
 
 import json

@@ -3,8 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from aiohttp import web
@@ -20,7 +19,9 @@ from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.calls import Calls
 from vllmd.server.doors import require_client
+from vllmd.server.followers import Followers
 from vllmd.server.refusals import not_ready
+from vllmd.server.requests import rate_of
 from vllmd.wire import ModelStatus
 
 _SETTLED = (State.READY, State.STOPPED, State.FAILED)
@@ -53,12 +54,8 @@ class Control:
         self._calls = calls
         self._since = time.time()
         self._addresses = addresses
-        self._followers: set[asyncio.Task[object]] = set()
-
-    async def dismiss(self, app: web.Application) -> None:
-        """Ends the streams of `/api/events` (a shutdown handler of aiohttp's, which would wait for them)."""
-        for follower in self._followers:
-            follower.cancel()
+        self._followers = Followers()
+        self.dismiss = self._followers.dismiss
 
     async def health(self, request: web.Request) -> web.Response:
         """200 while the event loop turns."""
@@ -87,14 +84,15 @@ class Control:
 
     def _status_of(self, supervisor: Supervisor) -> ModelStatus:
         running, held = self._calls.count(supervisor.name)
-        return replace(supervisor.status, running=running, held=held)
+        tokens_per_s = rate_of(call for call in self._calls if call.model == supervisor.name)
+        return replace(supervisor.status, running=running, held=held, tokens_per_s=tokens_per_s)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Every change of state and phase: the present first, or what came after `Last-Event-ID`."""
         last = _last_event_id(request)
         require_client(request)
         async with (
-            self._following(),
+            self._followers.joined(),
             sse_response(request, sep="\n", ping_interval=self._config.sse.keepalive_s) as stream,
         ):
             if last is None or last > self._feed.last:  # a number of another life of the daemon's
@@ -106,16 +104,6 @@ class Control:
                     await stream.send(wire.dumps({"missed": missed}), event="missed")
                 await _send(stream, entries)
                 last = entries[-1].number
-
-    @asynccontextmanager
-    async def _following(self) -> AsyncIterator[None]:
-        task = asyncio.current_task()
-        assert task is not None, "a request is served by a task"
-        self._followers.add(task)
-        try:
-            yield
-        finally:
-            self._followers.discard(task)
 
     async def order(self, request: web.Request) -> web.Response:
         """`POST /api/models/{name}/load`, `/unload`, `/restart`: 202 at once, or the outcome with `?wait=1`."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
-from vllmd.errors import EngineUnreachable
+from vllmd.errors import EngineRefused, EngineUnreachable
 
 DYING_S = 2.0
 """An engine that fails a request may be about to exit; it does so within this time (measured: 0.9 to 1.6 s)."""
@@ -54,12 +54,12 @@ class Loss:
         return self._supervisor.client is None or self._supervisor.engine.generation != self._generation
 
     async def _is_dying(self) -> bool:
-        """Whether it says so itself, or nobody is there to say anything. Silence may mean that it is busy."""
+        """Whether it says so itself (503), or nobody listens any more. Silence may mean that it is busy."""
         assert self._client is not None, "something was asked of it"
         try:
             async with asyncio.timeout(HEALTH_S), self._client.send("GET", "/health") as exchange:
-                return (await exchange.head()).status != 200
-        except EngineUnreachable:
+                return (await exchange.head()).status == 503
+        except EngineRefused:
             return True
-        except TimeoutError:
+        except (EngineUnreachable, TimeoutError):
             return False

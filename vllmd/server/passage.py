@@ -108,6 +108,11 @@ class Passage:
         return self._ordinary + self._others
 
     @property
+    def tokens(self) -> int:
+        """About how many tokens have come: the pieces of text, where they are known as such, else all events."""
+        return self._ordinary if self._keep is not None else self.said
+
+    @property
     def is_stream(self) -> bool:
         """Whether the engine answers with events."""
         return self.head is not None and self.head.is_stream

@@ -72,12 +72,14 @@ class Relay:
     async def _carry(self, call: Call, door: Door) -> None:
         supervisor = self._supervisors[call.model]
         stream = Stream(call, door, self._patience, self._transcript(call), lambda: supervisor.is_stopping)
+        call.answer = stream
         with self._watch.over(stream):
             attempts = Attempts(call, door, stream, supervisor, self._queue, self._feed, self._config)
             if refusal := await attempts.answer():
                 await door.refuse(refusal)
-            elif stream.is_done:
-                await door.end()
+            else:
+                if stream.is_done:
+                    await door.end()
                 await door.drain_whole()
 
     def _transcript(self, call: Call) -> Transcript | None:

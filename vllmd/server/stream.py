@@ -43,6 +43,7 @@ class Stream:
         "_door",
         "_passage",
         "_seen",
+        "_seen_comments",
         "_silence",
         "_sleep",
         "is_done",
@@ -69,7 +70,7 @@ class Stream:
         self._comment_is_due = False
         self._client: EngineClient | None = None
         self._passage: Passage | None = None
-        self._seen = (0, 0)
+        self._seen = self._seen_comments = 0
 
     async def carry(self, client: EngineClient, exchange: Exchange, seam: Seam | None = None) -> Passage:
         """Takes what the engine sends until it ends; how that was, the passage says.
@@ -84,7 +85,8 @@ class Stream:
             VllmdError: the engine says what the door cannot make out.
         """
         passage = Passage(exchange, self._door, self.transcript, seam, self.is_stopping, self._wake)
-        self._client, self._passage, self._seen, self.is_stalled = client, passage, (0, 0), False
+        self._client, self._passage, self.is_stalled = client, passage, False
+        self._seen = self._seen_comments = 0
         self._silence.heard(_now())
         exchange.attach(passage)
         try:
@@ -154,25 +156,26 @@ class Stream:
     def tick(self, now: float) -> None:
         """Looks for silence: of the engine, or of a client that does not read."""
         passage = self._passage
-        if passage and self._has_progress(passage, now) and not passage.is_paused:
-            return
+        if passage and passage.said != self._seen:
+            self._note_progress(passage, now)
+            if not passage.is_paused:
+                return
         if self._door.is_clogged:
             self._silence.heard(now)  # the silence is the client's
             self._do(self._silence.of_client(now, self._door.backlog_bytes()))
         elif passage and (self._call.stream or passage.is_stream):
+            if passage.comments != self._seen_comments:  # the API server lives, though perhaps not its engine core
+                self._seen_comments = passage.comments
+                self._silence.heard(now)
             self._do(self._silence.of_engine(now, passage.is_done))
 
-    def _has_progress(self, passage: Passage, now: float) -> bool:
-        """Whether the engine has said something since the last time."""
-        seen, self._seen = self._seen, (passage.said, passage.comments)
-        if seen == self._seen:
-            return False
+    def _note_progress(self, passage: Passage, now: float) -> None:
+        """The engine has said something since the last time."""
+        self._seen = passage.said
         self._silence.heard(now)
-        # A comment shows that the API server lives, not that its engine core does; what a slow reader lets in is old.
-        if seen[0] != passage.said and not passage.is_paused and self._client is not None:
+        if self._client is not None and not passage.is_paused:  # what a slow reader lets in is old
             self._client.proved_at = now
         passage.mind_the_bound()
-        return True
 
     def _do(self, due: Due) -> None:
         if due is Due.COMMENT:

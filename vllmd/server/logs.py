@@ -1,0 +1,78 @@
+"""`/api/logs`: the last lines that a model's engines have printed, and on request the next ones as they come."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from aiohttp import web
+from aiohttp_sse import sse_response
+
+from vllmd import sse, wire
+from vllmd.config import Config
+from vllmd.engine.lines import KEPT_LINES, Line
+from vllmd.engine.supervisor import Supervisor
+from vllmd.errors import RequestError
+from vllmd.server.bodies import choose_model, json_response
+from vllmd.server.doors import limit_send_buffer, require_client
+from vllmd.server.followers import Followers
+from vllmd.wire import LogLine
+
+_NUMBER = re.compile("[0-9]{1,9}")
+
+
+class Logs:
+    """The handler of `/api/logs`.
+
+    Args:
+        config: names the default model.
+        supervisors: one for each model; each keeps its engines' last lines.
+    """
+
+    def __init__(self, config: Config, supervisors: Mapping[str, Supervisor]) -> None:
+        self._config = config
+        self._supervisors = supervisors
+        self._followers = Followers()
+        self.dismiss = self._followers.dismiss
+
+    async def lines(self, request: web.Request) -> web.StreamResponse:
+        """`GET /api/logs?model=&lines=&follow=`: JSON, or events that go on where `follow` is 1.
+
+        Raises:
+            ModelNotFound: no such model.
+            RequestError: `lines` or `follow` is no number.
+        """
+        name = choose_model(request.query.get("model"), self._supervisors, self._config.default_model)
+        count, follow = _number(request, "lines", KEPT_LINES), _number(request, "follow", 0)
+        if follow:
+            return await self._follow(request, self._supervisors[name], count)
+        lines = [wire.to_json(_told(each)) for each in self._supervisors[name].lines.latest(count)]
+        return json_response({"model": name, "lines": lines})
+
+    async def _follow(self, request: web.Request, supervisor: Supervisor, count: int) -> web.StreamResponse:
+        limit_send_buffer(require_client(request))
+        lines, last = supervisor.lines.latest(count), supervisor.lines.last
+        async with (
+            self._followers.joined(),
+            sse_response(request, sep="\n", ping_interval=self._config.sse.keepalive_s) as stream,
+        ):
+            await stream.write(sse.comment(f"what the engine of {supervisor.name} prints") + _events(lines))
+            while True:
+                lines, missed = await supervisor.lines.after(last)
+                told = sse.encode(wire.dumps({"missed": missed}), "missed") if missed else b""
+                # A client that reads slowly is waited for here, and meanwhile lines may be forgotten.
+                await stream.write(told + _events(lines))
+                last = lines[-1].number
+
+
+def _events(lines: Iterable[Line]) -> bytes:
+    return b"".join(sse.encode(wire.dumps(wire.to_json(_told(each))), "line", each.number) for each in lines)
+
+
+def _told(line: Line) -> LogLine:
+    return LogLine(line.at, line.text)
+
+
+def _number(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name, "")
+    if text and not _NUMBER.fullmatch(text):
+        raise RequestError(f"{name}: expected a number, found {text!r}", param=name)
+    return int(text) if text else default
