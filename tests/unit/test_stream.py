@@ -15,6 +15,7 @@ from vllmd.engine.client import EngineClient, Exchange
 from vllmd.engine.http import Head, Headers
 from vllmd.errors import StreamBroken, VllmdError
 from vllmd.server.calls import Call
+from vllmd.server.continuation import Seam
 from vllmd.server.doors import CLOGGED_BYTES, Door
 from vllmd.server.passage import Passage
 from vllmd.server.silence import DISCARD_S, Patience
@@ -50,9 +51,11 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
 class Recorder(Door):
     """A door that writes down what goes through it, and when; its client reads when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, shows: bool = True) -> None:
+        self._shows = shows
         self.response = None
-        self.has_answer = False
+        self.has_answer = self.is_ended = False
+        self.writes = 0
         self.begun = False
         self.out = b""
         self.comments_at: list[float] = []
@@ -65,11 +68,12 @@ class Recorder(Door):
         self.begun = True
 
     def opens_with(self, block: bytes) -> bool:
-        return bool(block)
+        return bool(block) and self._shows
 
     def send(self, block: bytes) -> None:
         assert self.begun, "nothing goes out before the head"
         self.has_answer = True
+        self.writes += 1
         self.out += block
 
     @property
@@ -85,6 +89,14 @@ class Recorder(Door):
 
     async def comment(self, text: str) -> None:
         self.comments_at.append(now())
+
+    @property
+    def is_open(self) -> bool:
+        return self.begun
+
+    def remark(self, text: str) -> None:
+        self.comments_at.append(now())
+        self.writes += 1
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         raise NotImplementedError
@@ -160,15 +172,17 @@ def play(
     send_stall_s: float = 30,
     streams: bool = True,
     is_stopping: Callable[[], bool] = lambda: False,
+    seam: Seam | None = None,
+    shows: bool = True,
 ) -> tuple[Engine, Stream, Recorder]:
     """Lets `script` be the engine of one stream, and watches over it."""
 
     async def story() -> tuple[Engine, Stream, Recorder]:
-        engine, door = Engine(), Recorder()
+        engine, door = Engine(), Recorder(shows)
         call = Call("id", "me", "m", "/v1/completions", b"{}", {}, streams, True)
         stream = Stream(call, door, Patience(keepalive_s, stall_s, send_stall_s), None, is_stopping)
         with Watch(0.25).over(stream):
-            carrying = asyncio.ensure_future(stream.carry(cast(EngineClient, engine), cast(Exchange, engine)))
+            carrying = asyncio.ensure_future(stream.carry(cast(EngineClient, engine), cast(Exchange, engine), seam))
             await asyncio.sleep(0)
             await script(engine, stream, door)
             await carrying
@@ -247,14 +261,57 @@ def test_the_engines_own_comments_end_the_silence_and_prove_nothing() -> None:
 def test_an_answer_that_is_done_but_does_not_end_is_given_up_without_a_fault() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
         engine.passage.begun(HEAD)
-        engine.say(said("a") + DONE)
+        engine.say(said("a"))
+        await asyncio.sleep(0.01)
+        engine.say(said("b"))  # goes straight through, as would what comes after the end
+        engine.say(DONE)
         engine.say(said("never"))
 
     engine, stream, door = play(script)
     assert engine.aborted_at == [pytest.approx(DISCARD_S, abs=0.5)]
     assert stream.is_done
     assert not stream.is_stalled
-    assert door.out == said("a") + DONE
+    assert door.out == said("a") + said("b") + DONE
+
+
+class StrangeSeam:
+    """What another engine says does not fit."""
+
+    fault = ""
+
+    def mend(self, event: bytes) -> bytes:
+        self.fault = "it called a tool"
+        return b""
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_engine_that_goes_on_strangely_is_stopped_at_once(at_once: bool) -> None:
+    async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
+        engine.passage.begun(HEAD)
+        engine.say(said("a"))
+        if at_once:
+            engine.say(DONE)
+        await asyncio.sleep(0.01)
+        assert engine.aborted_at
+
+    engine, stream, door = play(script, seam=cast(Seam, StrangeSeam()))
+    assert engine.passage.fault is not None
+    assert not stream.is_done
+    assert not door.out
+
+
+def test_a_client_that_is_shown_nothing_is_kept_awake_while_the_engine_talks() -> None:
+    async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
+        engine.passage.begun(HEAD)
+        for _ in range(9):
+            await asyncio.sleep(1)
+            engine.say(b'data: {"choices":[{"index":0,"delta":{"reasoning":"hm"},"finish_reason":null}]}\n\n')
+        engine.say(DONE)
+        engine.passage.ended(None)
+
+    engine, _stream, door = play(script, shows=False)
+    assert door.comments_at == [pytest.approx(2 * n, abs=0.6) for n in (1, 2, 3, 4)]
+    assert not engine.aborted_at
 
 
 def test_a_client_that_does_not_read_stops_the_engines_bytes_and_is_cut_off() -> None:

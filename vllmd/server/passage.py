@@ -15,8 +15,11 @@ from vllmd.server import endings
 from vllmd.server.continuation import Seam, Transcript
 from vllmd.server.doors import CLOGGED_BYTES, Door
 from vllmd.server.endings import Fault
-from vllmd.server.template import Learner
+from vllmd.server.template import Learner, Template
 from vllmd.sse import Splitter, events_in
+
+EARLY_BYTES = 64 * 1024
+"""Of an answer that is held back until the door has something to show; then it opens for that alone."""
 
 
 class Passage:
@@ -46,6 +49,7 @@ class Passage:
     __slots__ = (
         "_door",
         "_early",
+        "_early_bytes",
         "_exchange",
         "_is_stopping",
         "_keep",
@@ -55,6 +59,7 @@ class Passage:
         "_seam",
         "_splitter",
         "_straight",
+        "_template",
         "_transcript",
         "_wake",
         "body",
@@ -89,9 +94,11 @@ class Passage:
         self._is_stopping = is_stopping
         self._wake = wake
         self._keep = transcript.text if transcript and not transcript.obstacle else None
-        self._early = b""
+        self._early: list[bytes] = []
+        self._early_bytes = 0
         self._splitter = Splitter()
         self._learner = Learner()
+        self._template: Template | None = None
         self._straight: Callable[[bytes, int], None] | None = None
         self._ordinary = self._others = self.comments = 0
         self.head: Head | None = None
@@ -106,6 +113,11 @@ class Passage:
     def said(self) -> int:
         """Counts what shows that the engine makes tokens."""
         return self._ordinary + self._others
+
+    @property
+    def told(self) -> int:
+        """Counts what the client has been told straight through; the door counts the rest."""
+        return self._ordinary
 
     @property
     def tokens(self) -> int:
@@ -137,8 +149,9 @@ class Passage:
             else:
                 self._others += 1
             self._take_soundly(self._splitter.feed(data))
-            is_whole = self.flows and not self._splitter.rest and self._seam is None
-            self.frame = (self._straight if is_whole else None) or self._any_frame
+            goes_on = self.flows and not self.is_done and not self.fault
+            is_straight = goes_on and not self._splitter.rest and self._seam is None
+            self.frame = (self._straight if is_straight else None) or self._any_frame
 
     def ended(self, error: Exception | None) -> None:
         """The engine's connection has said its last."""
@@ -161,13 +174,20 @@ class Passage:
         else:
             self._hold_back(reading)
         self.fault = self.fault or reading.fault
-        self.is_done = reading.done and not self.fault
+        self.is_done = reading.done
+        self._settle()
+
+    def _settle(self) -> None:
+        """A fault ends the answer, whatever else came with it."""
         if self.fault:
+            self.is_done = False
             self._exchange.abort()
 
     def _hold_back(self, reading: endings.Reading) -> None:
-        self._early += reading.kept
-        if not self.opens and (self._door.opens_with(reading.kept) or reading.done):
+        self._early.append(reading.kept)
+        self._early_bytes += len(reading.kept)
+        is_much = self._early_bytes > EARLY_BYTES
+        if not self.opens and (self._door.opens_with(reading.kept) or reading.done or is_much):
             self.opens = not reading.fault
             self._wake()
 
@@ -198,22 +218,21 @@ class Passage:
 
     def _study(self, event: bytes) -> None:
         """Keeps what an event says, and learns what ordinary ones look like."""
-        text = self._learner.text_of(event)
-        if self._learner.template and not self._straight:
-            self._straight = self._way_straight_through()
+        text, template = self._learner.text_of(event), self._learner.template
+        if template is not self._template:
+            self._template, self._straight = template, self._way_straight_through(template)
         if self._keep is None or self._transcript is None:
             return
-        if text is None:
+        if text is None or (template and template.is_thought):
             self._transcript.take(event)
             self._keep = None if self._transcript.obstacle else self._transcript.text
         else:
             self._ordinary += 1
             self._keep += text
 
-    def _way_straight_through(self) -> Callable[[bytes, int], None] | None:
+    def _way_straight_through(self, template: Template | None) -> Callable[[bytes, int], None] | None:
         """What an ordinary event costs: this, once for each token of each stream, and hence in one piece."""
-        template = self._learner.template
-        if template is None or not self.flows:
+        if template is None or (template.is_thought and not self._door.shows_thoughts):
             return None
         door, write, waiting = self._door, self._door.write_chunk, self._door.waiting_bytes
         head, skip, tail, cut = template.head, len(template.head), template.tail + b"\r\n", -2 - len(template.tail)
@@ -246,8 +265,9 @@ class Passage:
 
     def let_out(self) -> None:
         """The door is open: what was held back goes out, and from now on everything straight through."""
-        early, self._early, self.flows = self._early, b"", True
+        early, self._early, self.flows = b"".join(self._early), [], True
         self._pass(early)
+        self._settle()
 
     def go_on(self) -> None:
         """The client has taken enough; the engine is read from again."""

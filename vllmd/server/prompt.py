@@ -71,6 +71,9 @@ class TextDoor(Door):
         call: for its times.
     """
 
+    shows_thoughts = False
+    ends_as_the_engine = False
+
     def __init__(self, request: web.Request, call: Call) -> None:
         super().__init__(request)
         self._call = call
@@ -124,6 +127,7 @@ class TextDoor(Door):
 
     async def end(self) -> None:
         """Writes the `done` event."""
+        self.is_ended = True
         if self.response is None:
             await self.begin({})
         outcome = {

@@ -58,16 +58,16 @@ class Relay:
                 if call.ended_by is None:
                     raise
                 _uncancel()
-                await door.fail(call.ended_by)
+                await _fail(call, door, call.ended_by)
             except VllmdError as error:
-                await door.fail(error)
+                await _fail(call, door, error)
             except ConnectionError:
                 raise  # the client has left
             except Exception:
                 if door.response is None:
                     raise
                 log.exception("request %s: unforeseen error", call.id)
-                await door.fail(mistake(call.id))
+                await _fail(call, door, mistake(call.id))
 
     async def _carry(self, call: Call, door: Door) -> None:
         supervisor = self._supervisors[call.model]
@@ -87,6 +87,14 @@ class Relay:
         if not (settings.continuation and settings.limit and call.stream and call.path == wire.CHAT_COMPLETIONS):
             return None
         return Transcript(call.body, settings.continuation_bytes)
+
+
+async def _fail(call: Call, door: Door, error: VllmdError) -> None:
+    """Brings an error to the client, unless it has its answer and is only slow to take it."""
+    if call.answer is not None and call.answer.has_all:
+        door.close()
+    else:
+        await door.fail(error)
 
 
 def _uncancel() -> None:

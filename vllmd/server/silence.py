@@ -51,16 +51,20 @@ class Silence:
         now: the event loop's time in seconds, as everywhere here.
     """
 
-    __slots__ = ("_backlog", "_heard_at", "_kept_alive_at", "_moved_at", "_patience")
+    __slots__ = ("_backlog", "_heard_at", "_moved_at", "_patience", "_told_at")
 
     def __init__(self, patience: Patience, now: float) -> None:
         self._patience = patience
-        self._heard_at = self._kept_alive_at = self._moved_at = now
+        self._heard_at = self._told_at = self._moved_at = now
         self._backlog = (0, 0)
 
     def heard(self, now: float) -> None:
         """The engine has said something, or need not say anything yet."""
         self._heard_at = now
+
+    def told(self, now: float) -> None:
+        """The client has got something."""
+        self._told_at = now
 
     def client_is_clogged(self, now: float) -> None:
         """From now on the client has to read."""
@@ -71,10 +75,14 @@ class Silence:
         silent_s = now - self._heard_at
         if silent_s >= (DISCARD_S if is_done else self._patience.stall_s):
             return Due.GIVE_UP
-        if not is_done and now - max(self._heard_at, self._kept_alive_at) >= self._patience.keepalive_s:
-            self._kept_alive_at = now
-            return Due.COMMENT
-        return Due.NOTHING
+        return Due.NOTHING if is_done else self.of_pause(now)
+
+    def of_pause(self, now: float) -> Due:
+        """What is due while nobody expects the engine to say anything: the client wants to be told something."""
+        if now - self._told_at < self._patience.keepalive_s:
+            return Due.NOTHING
+        self._told_at = now
+        return Due.COMMENT
 
     def of_client(self, now: float, backlog: tuple[int, int]) -> Due:
         """What the client's calls for: as long as the backlog, in whichever buffer, changes, it reads."""

@@ -46,6 +46,7 @@ class Stream:
         "_seen_comments",
         "_silence",
         "_sleep",
+        "_told",
         "is_done",
         "is_stalled",
         "is_stopping",
@@ -70,7 +71,7 @@ class Stream:
         self._comment_is_due = False
         self._client: EngineClient | None = None
         self._passage: Passage | None = None
-        self._seen = self._seen_comments = 0
+        self._seen = self._seen_comments = self._told = 0
 
     async def carry(self, client: EngineClient, exchange: Exchange, seam: Seam | None = None) -> Passage:
         """Takes what the engine sends until it ends; how that was, the passage says.
@@ -86,10 +87,11 @@ class Stream:
         """
         passage = Passage(exchange, self._door, self.transcript, seam, self.is_stopping, self._wake)
         self._client, self._passage, self.is_stalled = client, passage, False
-        self._seen = self._seen_comments = 0
+        self._seen = self._seen_comments = self._told = 0
+        self._comment_is_due = False
         self._silence.heard(_now())
-        exchange.attach(passage)
         try:
+            exchange.attach(passage)
             await self._attend(passage)
         finally:
             self._passage = self._sleep = None
@@ -142,6 +144,13 @@ class Stream:
         """How often another engine went on with the answer."""
         return self._door.continuations
 
+    @property
+    def has_all(self) -> bool:
+        """Whether the client has got the end of the answer, or it is on its way."""
+        passage = self._passage
+        engine_s_own = self._door.ends_as_the_engine and passage is not None and passage.is_done and passage.flows
+        return self._door.is_ended or engine_s_own
+
     def finish(self) -> None:
         """The engine broke off after it had said why its answer ends: that is an ending, though not the usual one."""
         self._door.send(DONE)
@@ -156,29 +165,40 @@ class Stream:
     def tick(self, now: float) -> None:
         """Looks for silence: of the engine, or of a client that does not read."""
         passage = self._passage
-        if passage and passage.said != self._seen:
-            self._note_progress(passage, now)
-            if not passage.is_paused:
-                return
+        if passage and self._has_told(passage, now) and not passage.is_paused:
+            return
         if self._door.is_clogged:
             self._silence.heard(now)  # the silence is the client's
             self._do(self._silence.of_client(now, self._door.backlog_bytes()))
         elif passage and (self._call.stream or passage.is_stream):
-            if passage.comments != self._seen_comments:  # the API server lives, though perhaps not its engine core
-                self._seen_comments = passage.comments
-                self._silence.heard(now)
             self._do(self._silence.of_engine(now, passage.is_done))
+        elif passage is None and self._door.is_open and not self._door.is_ended and not self._call.held:
+            self._do(self._silence.of_pause(now))  # it is being found out whether the engine is lost
+
+    def _has_told(self, passage: Passage, now: float) -> bool:
+        """Notes what the engine has said since the last time; returns whether the client was told anything."""
+        if passage.said != self._seen:
+            self._seen = passage.said
+            self._note_progress(passage, now)
+        if passage.comments != self._seen_comments:  # the API server lives, though perhaps not its engine core
+            self._seen_comments = passage.comments
+            self._silence.heard(now)
+        told, self._told = self._told, passage.told + self._door.writes
+        if told == self._told:
+            return False
+        self._silence.told(now)
+        return True
 
     def _note_progress(self, passage: Passage, now: float) -> None:
-        """The engine has said something since the last time."""
-        self._seen = passage.said
         self._silence.heard(now)
         if self._client is not None and not passage.is_paused:  # what a slow reader lets in is old
             self._client.proved_at = now
         passage.mind_the_bound()
 
     def _do(self, due: Due) -> None:
-        if due is Due.COMMENT:
+        if due is Due.COMMENT and self._door.is_open:
+            self._door.remark("the engine is at work")
+        elif due is Due.COMMENT:
             self._comment_is_due = True
             self._wake()
         elif due is Due.GIVE_UP and self._passage:

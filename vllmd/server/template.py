@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 _WITH_TEXT = re.compile(
-    rb'(?P<head>(?:event: [a-z_.]+\n)?data: (?P<open>\{.*"(?:content|text)":"))(?:[^"\\]|\\.)*(?P<tail>"[^\n]*\}\n\n)',
+    rb'(?P<head>(?:event: [a-z_.]+\n)?data: (?P<open>\{.*"(?P<name>content|text|reasoning|reasoning_content)":"))'
+    rb'(?:[^"\\]|\\.)*(?P<tail>"[^\n]*\}\n\n)',
     re.DOTALL,
 )
+_THOUGHTS = (b"reasoning", b"reasoning_content")
 _EMPTY: Any = (None, "", [])
 
 
@@ -25,10 +27,12 @@ class Template:
     Args:
         head: up to and with the quote that opens the text.
         tail: from the quote that closes it to the end of the event.
+        is_thought: the text is what the model thinks, and not what it answers.
     """
 
     head: bytes
     tail: bytes
+    is_thought: bool = False
 
     def text_of(self, event: bytes) -> bytes | None:
         """The text of an ordinary event, as JSON escapes it; None if `event` is no ordinary one."""
@@ -47,7 +51,7 @@ def learn(event: bytes) -> Template | None:
         emptied = json.loads(match["open"] + match["tail"])
     except (ValueError, RecursionError):
         return None
-    return Template(match["head"], match["tail"]) if _is_plain(emptied) else None
+    return Template(match["head"], match["tail"], match["name"] in _THOUGHTS) if _is_plain(emptied) else None
 
 
 def _is_plain(table: dict[str, Any]) -> bool:
@@ -71,12 +75,12 @@ def _says_nothing(choice: dict[str, Any]) -> bool:
     return isinstance(delta, dict) and choice.get("index") == 0 and all(v in _EMPTY for v in [*rest, *delta.values()])
 
 
-LESSONS = 8
-"""Events from which a stream tries to learn what its ordinary ones look like."""
+LESSONS = 32
+"""Events with a text from which a stream tries to learn what its ordinary ones look like."""
 
 
 class Learner:
-    """Finds out what the ordinary events of one stream look like.
+    """Finds out what the ordinary events of one stream look like; it learns anew when they change, as after thoughts.
 
     Attributes:
         template: what they have in common; None as long as that is not known.
@@ -90,12 +94,14 @@ class Learner:
 
     @property
     def is_curious(self) -> bool:
-        """Whether there is still something to find out, and hope for it."""
-        return self.template is None and self._lessons > 0
+        """Whether there may be something to find out."""
+        return self._lessons > 0
 
     def text_of(self, event: bytes) -> bytes | None:
         """The text of an ordinary event, as JSON escapes it; None if it is none. Learns from it."""
-        if self.is_curious:
+        text = self.template.text_of(event) if self.template else None
+        if text is None and self._lessons and _WITH_TEXT.fullmatch(event):
             self._lessons -= 1
-            self.template = learn(event)
-        return self.template.text_of(event) if self.template else None
+            self.template = learn(event) or self.template
+            text = self.template.text_of(event) if self.template else None
+        return text
