@@ -96,7 +96,18 @@ class Screen:
         until_sync(self._is_asleep, "a key to be waited for", DEADLINE_S)
 
     def _is_asleep(self) -> bool:
-        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+        return self.state == "S"
+
+    @property
+    def state(self) -> str:
+        """The process's, as in proc(5): `S` asleep, `T` stopped."""
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    @property
+    def is_cooked(self) -> bool:
+        """Whether the terminal collects lines and shows what is typed, as it does for a shell."""
+        wanted = termios.ICANON | termios.ECHO
+        return bool(termios.tcgetattr(self._controller)[3] & wanted == wanted)
 
     def type(self, text: str) -> None:
         """Presses keys; `\x03` is Ctrl-C, `\\x04` is Ctrl-D."""

@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.daemon.gone.set()
 
-    do_POST = do_GET
+    do_POST = do_DELETE = do_GET
 
     def version_string(self) -> str:
         return self.daemon.server_name

@@ -71,6 +71,20 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+def test_the_rate_is_told_where_it_is_known() -> None:
+    assert render(a_status(running=2, tokens_per_s=87.25), NOW)[3] == "    requests      2 running, 0 held, 87.2 tok/s"
+
+
+@pytest.mark.parametrize("verb", [["status"], ["top"], ["cancel", "8a"], ["ps"]])
+def test_a_daemon_of_another_version_is_noticed_once(daemon: StubDaemon, shell: Shell, verb: list[str]) -> None:
+    daemon.server_name = "vllmd/99.1.0"
+    daemon.on(STATUS, reply(wire.to_json(a_status())))
+    daemon.on("GET /api/requests", reply({"requests": [{"id": "8a7f"}]}))
+    daemon.on("DELETE /api/requests/8a7f", reply({}, 202))
+    result = shell.run(*verb)
+    assert (result.status, result.stderr.count("vllmd is version 99.1.0, vllmctl is ")) == (0, 1)
+
+
 def test_models_are_one_name_a_line(daemon: StubDaemon, shell: Shell) -> None:
     listing = {"object": "list", "data": [{"id": "qwen", "status": "ready"}, {"id": "llama", "status": "stopped"}]}
     daemon.on(MODELS, reply(listing))

@@ -6,6 +6,7 @@ import click
 
 from vllmd.ctl.ask import Manner, Question, ask
 from vllmd.ctl.commands import Verb
+from vllmd.ctl.complete import file_names, model_names
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.options import Number, files, parameters, text_or_file
 from vllmd.ctl.prompt import Messages, assistant, compose, decode, named, typed, user, wants_reading, with_system
@@ -40,7 +41,9 @@ class Input(NamedTuple):
     metavar="NAME=VALUE",
     help="Any other parameter; VALUE is JSON, else text. May be given again.",
 )
-@click.option("-m", "--model", metavar="NAME", help="Which model; without it, the default one.")
+@click.option(
+    "-m", "--model", metavar="NAME", shell_complete=model_names, help="Which model; without it, the default one."
+)
 @click.option("-s", "--system", callback=text_or_file, metavar="TEXT|@FILE", help="The system prompt.")
 @click.option(
     "-f",
@@ -49,6 +52,7 @@ class Input(NamedTuple):
     multiple=True,
     callback=files,
     metavar="PATH",
+    shell_complete=file_names,
     help="A text before the prompt, under its name; - is stdin. May be given again.",
 )
 @click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with what was last said on this terminal.")

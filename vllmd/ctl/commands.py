@@ -6,13 +6,16 @@ command of that name in it, and a line in `VERBS`.
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vllmd.ctl import interrupt
 from vllmd.ctl.invocation import Invocation
 from vllmd.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 VERBS = {
     "chat": ("vllmd.ctl.chat", "Ask the model and print its answer."),
@@ -22,6 +25,12 @@ VERBS = {
     "load": ("vllmd.ctl.load", "Put a model into memory."),
     "unload": ("vllmd.ctl.load", "Take a model out of memory."),
     "restart": ("vllmd.ctl.load", "Give a model a fresh engine."),
+    "ps": ("vllmd.ctl.ps", "List the requests that are under way."),
+    "cancel": ("vllmd.ctl.ps", "End a request."),
+    "top": ("vllmd.ctl.top", "Watch models, requests and tokens live."),
+    "events": ("vllmd.ctl.events", "Follow what happens to the models."),
+    "logs": ("vllmd.ctl.logs", "Show what the daemon and its engines have logged."),
+    "completion": ("vllmd.ctl.completion", "Print the script that completes vllmctl in a shell."),
 }
 
 MEANINGS = {
@@ -46,6 +55,9 @@ ENVIRONMENT = [
     ("VLLMCTL_VERB_OPTION", "a default for an option, such as VLLMCTL_CHAT_TEMPERATURE"),
 ]
 """What vllmctl reads from its environment."""
+
+COMPLETE_VARIABLE = "_VLLMCTL_COMPLETE"
+"""By it, the script of `vllmctl completion` asks what may come next on the command line."""
 
 Callback = Callable[[click.Context, click.Parameter, Any], None]
 
@@ -132,11 +144,18 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in VERBS and not args[0].startswith("-"):
+        if args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             from vllmd.settings import nearest
 
             raise click.UsageError(f"no such command: {args[0]}{nearest(args[0], VERBS)}", ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """The verbs, told from the list, and the options: click would import every verb for its help."""
+        from click.shell_completion import CompletionItem
+
+        verbs = [CompletionItem(name, help=help) for name, (_, help) in VERBS.items() if name.startswith(incomplete)]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vllmd.ctl.terminal import Terminal
 
 if TYPE_CHECKING:
+    from vllmd.address import Address
     from vllmd.ctl.client import Client
 
 
@@ -25,14 +26,18 @@ class Invocation:
         self.said: set[str] = set()
         """The shared options that stood on the command line, which no environment variable may change."""
 
-    def client(self) -> "Client":
-        """The daemon that the command line, the environment or the usual place points at.
+    def address(self) -> "Address":
+        """Where the daemon is that the command line, the environment or the usual place points at.
 
         Raises:
             AddressError: it points at no address.
         """
-        from vllmd.ctl.client import Client
         from vllmd.ctl.reach import find_address
 
-        address = find_address(self.host, self.environ, os.getuid())
-        return Client(address, self.environ, self.terminal.note, self.terminal.trace)
+        return find_address(self.host, self.environ, os.getuid())
+
+    def client(self) -> "Client":
+        """That daemon. Raises as `address` does."""
+        from vllmd.ctl.client import Client
+
+        return Client(self.address(), self.environ, self.terminal.note, self.terminal.trace)

@@ -7,6 +7,7 @@ import click
 
 from vllmd.ctl.client import Client, Exchange
 from vllmd.ctl.commands import Verb
+from vllmd.ctl.complete import model_names
 from vllmd.ctl.failure import Failure
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.terminal import Terminal
@@ -18,7 +19,7 @@ from vllmd.wire import model_status
 OUTCOMES = {"load": "ready", "restart": "ready", "unload": "stopped"}
 """The state in which each verb leaves the model."""
 
-model_argument = click.argument("model", required=False)
+model_argument = click.argument("model", required=False, shell_complete=model_names)
 no_block_option = click.option("--no-block", is_flag=True, help="Only ask for it; do not wait for the outcome.")
 
 

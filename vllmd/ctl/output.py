@@ -57,9 +57,14 @@ class Output:
 
     def columns(self) -> int:
         """How wide the terminal is; 80 where nobody knows."""
+        return self.size()[0]
+
+    def size(self) -> tuple[int, int]:
+        """The terminal's columns and rows; 80 and 24 where nobody knows."""
         with suppress(OSError, AttributeError):
-            return os.get_terminal_size(self._file.fileno()).columns or 80  # type: ignore[union-attr]
-        return 80
+            columns, rows = os.get_terminal_size(self._file.fileno())  # type: ignore[union-attr]
+            return columns or 80, rows or 24
+        return 80, 24
 
     def abandon(self) -> None:
         """Lets what could not be written go nowhere, so that the interpreter's own flush at exit cannot fail again."""

@@ -6,7 +6,7 @@ click's own `main` is not used: it would make a 1 of Ctrl-C and of a reader that
 import click
 
 from vllmd import __version__
-from vllmd.ctl.commands import Verbs
+from vllmd.ctl.commands import COMPLETE_VARIABLE, Verbs
 from vllmd.ctl.failure import exit_status, wording
 from vllmd.ctl.invocation import Invocation
 from vllmd.errors import ExitStatus, VllmdError
@@ -28,6 +28,8 @@ def run(arguments: list[str], invocation: Invocation) -> int:
         BrokenPipeError: nobody reads stdout any more.
         KeyboardInterrupt: Ctrl-C.
     """
+    if instruction := invocation.environ.get(COMPLETE_VARIABLE):
+        return _complete(invocation, instruction)
     try:
         with vllmctl.make_context("vllmctl", arguments, obj=invocation) as context:
             status = int(vllmctl.invoke(context) or ExitStatus.OK)
@@ -50,6 +52,14 @@ def run(arguments: list[str], invocation: Invocation) -> int:
         invocation.terminal.stdout.abandon()
         invocation.terminal.error(f"input or output failed: {error.strerror}")
         return ExitStatus.ERROR
+
+
+def _complete(invocation: Invocation, instruction: str) -> int:
+    """A shell asks what may come next on the command line."""
+    from vllmd.ctl.completion import answer
+
+    invocation.terminal.quiet = True
+    return answer(vllmctl, invocation, instruction)
 
 
 def _usage(error: click.ClickException) -> tuple[str, str]:

@@ -49,12 +49,17 @@ def _model(model: ModelStatus, now: float) -> list[str]:
         "model": model.model,
         "since": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(model.since))} ({duration(now - model.since)})",
         "engine": _engine(model),
-        "requests": f"{model.running} running, {model.held} held",
+        "requests": _requests(model),
         "last failure": model.reason,
         "": model.hint,
     }
     title = f"{model.name}: {model.sentence(now)}{'  (default)' if model.default else ''}"
     return [title, *(f"    {name:<14}{value}" for name, value in rows.items() if value)]
+
+
+def _requests(model: ModelStatus) -> str:
+    rate = "" if model.tokens_per_s is None else f", {model.tokens_per_s:.1f} tok/s"
+    return f"{model.running} running, {model.held} held{rate}"
 
 
 def _engine(model: ModelStatus) -> str:

@@ -12,12 +12,15 @@ import os
 import select
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import TextIO
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, TextIO
 
 from vllmd.ctl.output import Output, printable
 from vllmd.ctl.width import fit, width
 from vllmd.errors import VllmdError
+
+if TYPE_CHECKING:
+    from vllmd.ctl.canvas import Canvas
 
 SILENCE_S = 2.0
 """Seconds without a byte on stdin after which a note says what vllmctl is waiting for."""
@@ -43,7 +46,8 @@ class Terminal:
         self.stderr = Output(stderr)
         self.quiet = False
         self.debug = False
-        self.colour = self.stderr.is_tty and not environ.get("NO_COLOR") and environ.get("TERM", "") not in ("", "dumb")
+        self._can_draw = environ.get("TERM", "") not in ("", "dumb")
+        self.colour = self.stderr.is_tty and not environ.get("NO_COLOR") and self._can_draw
         self._drawn = 0
         self._held = ""
         self._answered = False
@@ -52,6 +56,20 @@ class Terminal:
     def standard(cls, environ: Mapping[str, str]) -> "Terminal":
         """The terminal of this process."""
         return cls(sys.stdin, sys.stdout, sys.stderr, environ)
+
+    # ── all of it ──
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether stdout is a terminal on which the cursor can be moved."""
+        return self.stdout.is_tty and self._can_draw
+
+    def drawing(self) -> "AbstractContextManager[Canvas]":
+        """Takes the whole terminal for a page that is renewed in place; gives it back at the end."""
+        from vllmd.ctl.canvas import drawing
+
+        self.settle()
+        return drawing(self.stdout, self._stdin)
 
     # ── stdin ──
 

@@ -12,6 +12,7 @@ import click
 
 from vllmd.ctl.client import ANSWER_TIMEOUT_S, Client, Exchange
 from vllmd.ctl.commands import Verb
+from vllmd.ctl.complete import model_names
 from vllmd.ctl.failure import LOOK, Failure
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.which import find
@@ -29,7 +30,7 @@ News = ModelStatus | DaemonUnreachable
 
 
 @click.command(cls=Verb)
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=model_names)
 @click.option(
     "--timeout",
     "timeout_s",

@@ -1,7 +1,7 @@
 """The last lines that one model's engines have printed, numbered, for everyone who wants to read along.
 
-As in `feed`, a reader keeps the number of the last line it saw and comes back for more, so that a slow one costs nothing
-and delays nobody; it may find that lines are gone, and is told how many. What is kept is bounded in lines and in size.
+As in `feed`, a reader keeps the number of the last line it saw and comes back for more, so that a slow one costs and
+delays nobody; it may find that lines are gone, and is told how many. What is kept is bounded in lines and in size.
 """
 
 import asyncio

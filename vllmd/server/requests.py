@@ -88,7 +88,7 @@ def describe(call: Call) -> wire.RequestStatus:
 
 
 def rate_of(calls: Iterable[Call]) -> float | None:
-    """Tokens per second of all these streams together, each from its beginning on but for its waits; None if none has any."""
+    """Tokens per second of all these streams together, each on average but for its waits; None if none has any."""
     rates = [_rate(call) for call in calls]
     return round(sum(rates), 1) if any(rates) else None
 

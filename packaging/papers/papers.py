@@ -1,0 +1,36 @@
+"""`make papers`: writes the manual pages and the completions, out of the code. A test sees that they are current."""
+
+import sys
+from pathlib import Path
+
+import pages
+
+from vllmd.ctl.completion import script
+
+PACKAGING = Path(__file__).parents[1]
+
+
+def contents() -> dict[Path, str]:
+    """Every file and what is to stand in it."""
+    man, completions = PACKAGING / "man", PACKAGING / "completions"
+    return {
+        man / "vllmctl.1": pages.vllmctl_1(),
+        man / "vllmd.8": pages.vllmd_8(),
+        man / "vllmd.toml.5": pages.vllmd_toml_5(),
+        completions / "vllmctl.bash": script("bash"),
+        completions / "_vllmctl": script("zsh"),
+        completions / "vllmctl.fish": script("fish"),
+    }
+
+
+def main() -> None:
+    """Writes what has changed, and says what that is."""
+    for path, text in contents().items():
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            print(path.relative_to(PACKAGING.parent), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
