@@ -27,7 +27,7 @@ from struck import (
 )
 from waiting import until
 
-from vllmd.server.loss import DYING_S
+from vllmd.server.loss import LOOK_S, LOOKS
 
 SOON = {"stall_s": 1, "probe_interval_s": 0.5, "failure_threshold": 1}
 """Supervision that finds a hang; a busy engine is looked at after five silent seconds."""
@@ -59,7 +59,7 @@ async def test_a_chat_outlives_its_engine(start: Start, blow: str) -> None:
 @pytest.mark.parametrize("path", [CHAT, PROMPT])
 async def test_an_engine_may_take_long_to_die(start: Start, path: str) -> None:
     """A large one does: its exit is told only when all its processes, and its memory on the GPU, are gone."""
-    daemon = start(knobs={**PACED, "death_s": 2 * DYING_S})
+    daemon = start(knobs={**PACED, "death_s": 4 * LOOKS * LOOK_S})
     body = STREAM if path == CHAT else {"prompt": "x"}
     answer = await outlived(daemon, STRIKES["kill -9 of EngineCore"], path, body)
     assert_whole(answer) if path == CHAT else assert_text(answer)
