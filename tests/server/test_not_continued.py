@@ -8,7 +8,6 @@ from conftest import Start
 from daemons import Daemon
 from struck import CHAT, PACED, PROMPT, STREAM, assert_whole, begun, kill, outlived, the_error
 
-
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 OBSTACLES: dict[str, tuple[dict[str, Any], str]] = {
     "tools": ({"tools": [TOOL]}, "tools were offered"),
