@@ -1,0 +1,308 @@
+"""How streams end, and that nobody waits for it in the dark: slow clients, old clients, thinking models, lost engines.
+
+Each of these once went wrong.
+"""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import events, request
+from conftest import Start
+from daemons import WITHOUT_UVLOOP, Daemon, running
+from server import odd_engine
+from struck import CHAT, PROMPT, STREAM, assert_text, by, continued
+from waiting import until
+
+from vllmd.server.passage import EARLY_BYTES
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, {**STREAM, "max_tokens": 200_000}),
+    "text": (PROMPT, {"prompt": "x", "max_tokens": 200_000}),
+}
+SIZES = {"chat": range(200, 3000, 20), "text": range(500, 12_000, 300)}
+"""Tokens of answers, each a little longer than the one before: less by far than what makes an engine wait."""
+
+END = {"chat": rb"data: \[DONE\]\n\n", "text": rb"event: done\ndata: [^\n]*\n\n"}
+AFTER_THE_END = rb"\r\n(0\r\n(x-vllmd-continued: 1\r\n)?\r\n)?"
+"""The end of the last chunk, and the end of HTTP's body, unless the connection was closed."""
+
+LONG: dict[str, Any] = {"args": {"max-model-len": 1_000_000}}
+
+CLOSE_QUICKLY_S = 1.0
+_QUICKLY = f"from vllmd.server import doors; doors.CLOSE_S = {CLOSE_QUICKLY_S}; "
+CLOSES_QUICKLY = {
+    "uvloop": f"{_QUICKLY} from vllmd.daemon import main; main()",
+    "asyncio": f"{_QUICKLY} {WITHOUT_UVLOOP}",
+}
+"""vllmd with a bound that tests can wait for."""
+
+
+@contextmanager
+def asked(daemon: Daemon, kind: str, door: str = "unix", *, version: bytes = b"HTTP/1.1") -> Iterator[socket.socket]:
+    """A client that has asked, and reads nothing by itself; if it is of HTTP/1.0, it would like to be kept."""
+    path, body = KINDS[kind]
+    with socket.socket(socket.AF_UNIX if door == "unix" else socket.AF_INET) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # TCP's; else it grows to megabytes
+        client.connect(str(daemon.socket) if door == "unix" else ("127.0.0.1", daemon.port))
+        client.setblocking(False)
+        client.send(request(path, body, headers={"connection": "keep-alive"}).replace(b"HTTP/1.1", version, 1))
+        yield client
+
+
+async def rest(client: socket.socket) -> bytes:
+    """What comes until the connection ends."""
+    got = b""
+    async with asyncio.timeout(10):
+        while data := await asyncio.get_running_loop().sock_recv(client, 65536):
+            got += data
+    return got
+
+
+def under_way(daemon: Daemon) -> list[dict[str, Any]]:
+    """The calls that are not over yet."""
+    found: list[dict[str, Any]] = daemon.fetch("/api/requests")[1]["requests"]
+    return found
+
+
+async def is_held_up(daemon: Daemon) -> bool:
+    """Whether calls stay under way."""
+    try:
+        await until(lambda: not under_way(daemon), "the end of all calls", 0.4)
+    except AssertionError:
+        return True
+    return False
+
+
+def cancel(daemon: Daemon) -> None:
+    """Ends all calls."""
+    for call in under_way(daemon):
+        assert daemon.fetch(f"/api/requests/{call['id']}", "DELETE")[0] == 202
+
+
+# ── nothing after the end ──
+
+
+async def unread(
+    daemon: Daemon, stack: ExitStack, kind: str, door: str, knobs: Mapping[str, Any] | None = None
+) -> socket.socket:
+    """A client that has only the end of its answer still to read; vllmd keeps that for it."""
+    for tokens in SIZES[kind]:
+        await until(lambda: daemon.model().state == "ready", "an engine")
+        daemon.forget()
+        once = str(daemon.folder / f"once-{tokens}")
+        daemon.control(tokens=tokens, **({**knobs, "once": once} if knobs else {}))
+        client = stack.enter_context(asked(daemon, kind, door))
+        await until(lambda: daemon.journal("end") and daemon.journal("end")[-1]["how"] == "stop", "the engine's end")
+        if await is_held_up(daemon):
+            return client
+        client.close()
+    raise AssertionError("every answer was taken whole")
+
+
+def assert_nothing_after_the_end(got: bytes, kind: str) -> None:
+    found = re.search(END[kind], got)
+    assert found, got[-1000:]
+    assert re.fullmatch(AFTER_THE_END, got[found.end() :]), got[found.start() :]
+
+
+@pytest.mark.parametrize("door", ["unix", "tcp"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_whoever_is_slow_to_read_the_end_gets_no_error_behind_it(start: Start, kind: str, door: str) -> None:
+    daemon = start(**LONG)
+    with ExitStack() as stack:
+        client = await unread(daemon, stack, kind, door)
+        cancel(daemon)
+        await until(lambda: not under_way(daemon), "the call to be over")
+        assert_nothing_after_the_end(await rest(client), kind)
+
+
+async def test_nor_behind_the_trailer_of_an_answer_that_was_continued(start: Start) -> None:
+    daemon = start(**LONG)
+    with ExitStack() as stack:
+        cut = {"fault": "cut", "fault_after": 100, "fault_exit": "SIGKILL"}
+        client = await unread(daemon, stack, "chat", "unix", cut)
+        cancel(daemon)
+        await until(lambda: not under_way(daemon), "the call to be over")
+        got = await rest(client)
+        assert b"x-vllmd-continued: 1" in got
+        assert_nothing_after_the_end(got, "chat")
+
+
+# ── an end for whoever does not read at all ──
+
+
+def descriptors(daemon: Daemon) -> int:
+    """How many files vllmd has open."""
+    return len(os.listdir(f"/proc/{daemon.pid}/fd"))
+
+
+@pytest.mark.parametrize("loop", CLOSES_QUICKLY)
+@pytest.mark.parametrize("how", ["the engine cuts", "the call is cancelled"])
+async def test_a_stopped_reader_of_a_stream_that_failed_is_closed(start: Start, how: str, loop: str) -> None:
+    """Less waits for it than makes the engine wait, and so nobody watches whether it reads."""
+    daemon = start(**LONG, launcher=("-c", CLOSES_QUICKLY[loop]), replay={"limit": 0})
+    assert (await daemon.unix.ask(CHAT, STREAM)).whole
+    before = descriptors(daemon)
+    with ExitStack() as stack:
+        for tokens in range(280, 440, 20):
+            daemon.control(tokens=3000, fault="cut" if how == "the engine cuts" else "stall", fault_after=tokens)
+            daemon.forget()
+            stack.enter_context(asked(daemon, "chat", "tcp"))
+            if how == "the engine cuts":
+                await until(lambda: daemon.journal("end"), "the cut")
+            else:
+                await until(lambda: sum(call["tokens"] for call in under_way(daemon)) >= tokens, "the tokens")  # noqa: B023
+                cancel(daemon)
+            await until(lambda: not under_way(daemon), "the call to be over")
+        await until(lambda: descriptors(daemon) <= before, "their connections to be gone", 8 * CLOSE_QUICKLY_S)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_client_of_http_1_0_that_wants_to_be_kept_sees_the_end(daemon: Daemon, kind: str) -> None:
+    with asked(daemon, kind, version=b"HTTP/1.0") as client:
+        got = await rest(client)
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert re.search(END[kind] + rb"\Z", body), body
+    assert events(body)
+
+
+# ── nothing from behind the engine's end ──
+
+
+@pytest.fixture(scope="module")
+def odd() -> Iterator[Daemon]:
+    daemon = Daemon()
+    vllm = daemon.folder / "env" / "bin" / "vllm"
+    vllm.unlink()
+    vllm.symlink_to(odd_engine.__file__)
+    env = {"ODD_ANSWER": str(daemon.folder / "answer")}
+    sse, relay = {"keepalive_s": 1}, {"drain_s": 1}
+    daemon.configure({}, {"models": {"tiny": {"model": "m", "env": env}}, "sse": sse, "relay": relay})
+    with running(daemon):
+        yield daemon
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def chunk(finish: str | None = None, **delta: str) -> bytes:
+    table = {"id": "a", "created": 1, "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+    return b"data: %b\n\n" % json.dumps(table, separators=(",", ":")).encode()
+
+
+def framed(*stream: bytes) -> bytes:
+    """Events in HTTP's chunks, as vLLM sends them."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in stream)
+
+
+WORDS = [chunk(content=f"word{number} ") for number in range(10)]
+
+
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", odd_engine.HOLD])
+async def test_nothing_is_passed_that_comes_behind_the_engine_s_end(odd: Daemon, end: bytes) -> None:
+    after = [chunk(content="AFTER") for _ in range(10)]
+    (odd.folder / "answer").write_bytes(HEAD + framed(*WORDS, DONE, *after) + end)
+    answer = await odd.unix.ask(CHAT, STREAM)
+    assert answer.whole
+    assert answer.body == b"".join(WORDS) + DONE
+    assert "AFTER" not in str(assert_text(await odd.unix.ask(PROMPT, {"prompt": "x"}), "".join(map(text_of, WORDS))))
+
+
+def text_of(event: bytes) -> str:
+    return str(json.loads(event[6:])["choices"][0]["delta"]["content"])
+
+
+# ── a model that thinks ──
+
+SECRET = "hm"
+THOUGHT = chunk(reasoning_content=SECRET)
+ANSWER = [chunk(content="A"), chunk("stop", content="B"), DONE]
+
+
+@asynccontextmanager
+async def thinking(daemon: Daemon) -> AsyncIterator[asyncio.Event]:
+    """Puts an engine on the engine's socket that thinks, at ten tokens a second, until it is told to answer."""
+    enough = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD)
+        while not enough.is_set():
+            writer.write(framed(THOUGHT))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), 0.1)
+        writer.write(framed(*ANSWER) + b"0\r\n\r\n")
+        writer.close()
+
+    place = daemon.engine_socket
+    aside = place.rename(place.with_suffix(".aside"))
+    async with await asyncio.start_unix_server(serve, place):
+        yield enough
+    place.unlink(missing_ok=True)
+    aside.rename(place)
+
+
+async def test_whoever_is_shown_no_thoughts_is_kept_awake_meanwhile(odd: Daemon) -> None:
+    async with thinking(odd) as enough, odd.unix.stream(PROMPT, {"prompt": "x"}) as answer:
+        async with asyncio.timeout(8):
+            await answer.until(b": ", 3)
+        assert all(each.comment for each in answer.events)
+        enough.set()
+        assert_text(await answer.end(), "AB")
+        assert SECRET.encode() not in answer.body
+
+
+def resident_kib(daemon: Daemon) -> int:
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{daemon.pid}/status").read_text())
+    assert found
+    return int(found[1])
+
+
+async def test_many_thoughts_cost_little_time_and_no_memory(odd: Daemon) -> None:
+    thought = chunk(reasoning_content=SECRET * 500)
+    assert len(thought) * 20_000 > 300 * EARLY_BYTES
+    (odd.folder / "answer").write_bytes(HEAD + framed(*WORDS) + b"0\r\n\r\n")
+    await odd.unix.ask(PROMPT, {"prompt": "x"})
+    before = resident_kib(odd)
+    (odd.folder / "answer").write_bytes(HEAD + framed(*[thought] * 20_000, *ANSWER[:1]) + odd_engine.HOLD)
+    began = time.monotonic()
+    async with odd.unix.stream(PROMPT, {"prompt": "x"}) as answer:
+        await answer.until(b"data: A\n\n")
+        took_s, grown_kib = time.monotonic() - began, resident_kib(odd) - before
+    print(f"20000 thoughts: {took_s:.1f} s, {grown_kib} KiB")
+    assert SECRET.encode() not in answer.body
+    assert took_s < 10
+    assert grown_kib < 5000, "they are let go"
+
+
+# ── a doubtful engine ──
+
+
+async def test_comments_come_while_it_is_found_out_whether_the_engine_is_lost(start: Start) -> None:
+    """Its core is dead, and its API server takes eight seconds to go."""
+    knobs = {"tree": 1, "death_s": 8, "tokens": 60, "tokens_per_s": 20}
+    daemon = start(knobs=knobs, sse={"keepalive_s": 1})
+    async with daemon.unix.stream(CHAT, STREAM) as answer:
+        await answer.until(b"tok3")
+        await by(signal.SIGKILL, "VLLM::EngineCor")(daemon)
+        began = last = time.monotonic()
+        longest_s = 0.0
+        async with asyncio.timeout(40):
+            async for _ in answer.pieces():
+                longest_s, last = max(longest_s, time.monotonic() - last), time.monotonic()
+        assert answer.whole
+        assert continued(answer) == 1
+        assert last - began > 8
+        assert longest_s < 3, "a comment each second"
