@@ -98,24 +98,65 @@ def cancel(daemon: Daemon) -> None:
         assert daemon.fetch(f"/api/requests/{call['id']}", "DELETE")[0] == 202
 
 
+# ── an engine that says what it is told to ──
+
+
+@pytest.fixture(scope="module")
+def odd() -> Iterator[Daemon]:
+    daemon = Daemon()
+    vllm = daemon.folder / "env" / "bin" / "vllm"
+    vllm.unlink()
+    vllm.symlink_to(odd_engine.__file__)
+    env = {"ODD_ANSWER": str(daemon.folder / "answer")}
+    sse, relay = {"keepalive_s": 1}, {"drain_s": 1}
+    daemon.configure({}, {"models": {"tiny": {"model": "m", "env": env}}, "sse": sse, "relay": relay})
+    with running(daemon):
+        yield daemon
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def chunk(finish: str | None = None, **delta: str) -> bytes:
+    table = {"id": "a", "created": 1, "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+    return b"data: %b\n\n" % json.dumps(table, separators=(",", ":")).encode()
+
+
+def framed(*stream: bytes) -> bytes:
+    """Events in HTTP's chunks, as vLLM sends them."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in stream)
+
+
+ANSWER = [chunk(content="A"), chunk("stop", content="B"), DONE]
+
+
 # ── nothing after the end ──
 
 
-async def unread(
-    daemon: Daemon, stack: ExitStack, kind: str, door: str, knobs: Mapping[str, Any] | None = None
-) -> socket.socket:
-    """A client that has only the end of its answer still to read; vllmd keeps that for it."""
-    for tokens in SIZES[kind]:
+async def cancelled_at_the_end(daemon: Daemon, kind: str, door: str, end: bytes, **knobs: Any) -> bytes:
+    """All that a client gets whose call is cancelled while only the end of its answer is still to be read."""
+    sizes = iter(SIZES[kind])
+    tokens = next(sizes)
+    for attempt in range(len(SIZES[kind])):
         await until(lambda: daemon.model().state == "ready", "an engine")
         daemon.forget()
-        once = str(daemon.folder / f"once-{tokens}")
+        once = str(daemon.folder / f"once-{attempt}")
         daemon.control(tokens=tokens, **({**knobs, "once": once} if knobs else {}))
-        client = stack.enter_context(asked(daemon, kind, door))
-        await until(lambda: daemon.journal("end") and daemon.journal("end")[-1]["how"] == "stop", "the engine's end")
-        if await is_held_up(daemon):
-            return client
-        client.close()
-    raise AssertionError("every answer was taken whole")
+        with asked(daemon, kind, door) as client:
+            await until(lambda: [each for each in daemon.journal("end") if each["how"] == "stop"], "the engine's end")
+            if not await is_held_up(daemon):
+                tokens = next(sizes)
+            elif re.search(end, got := await cancelled(daemon, client)):
+                return got  # else the end had not come so far, and the same again may go better
+    raise AssertionError("no answer was held up at its end")
+
+
+async def cancelled(daemon: Daemon, client: socket.socket) -> bytes:
+    """Ends all calls, and returns what the client of one still gets."""
+    cancel(daemon)
+    await until(lambda: not under_way(daemon), "the call to be over")
+    return await rest(client)
 
 
 def assert_nothing_after_the_end(got: bytes, kind: str) -> None:
@@ -128,23 +169,27 @@ def assert_nothing_after_the_end(got: bytes, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_whoever_is_slow_to_read_the_end_gets_no_error_behind_it(start: Start, kind: str, door: str) -> None:
     daemon = start(**LONG)
-    with ExitStack() as stack:
-        client = await unread(daemon, stack, kind, door)
-        cancel(daemon)
-        await until(lambda: not under_way(daemon), "the call to be over")
-        assert_nothing_after_the_end(await rest(client), kind)
+    assert_nothing_after_the_end(await cancelled_at_the_end(daemon, kind, door, END[kind]), kind)
 
 
 async def test_nor_behind_the_trailer_of_an_answer_that_was_continued(start: Start) -> None:
     daemon = start(**LONG)
-    with ExitStack() as stack:
-        cut = {"fault": "cut", "fault_after": 100, "fault_exit": "SIGKILL"}
-        client = await unread(daemon, stack, "chat", "unix", cut)
-        cancel(daemon)
-        await until(lambda: not under_way(daemon), "the call to be over")
-        got = await rest(client)
-        assert_nothing_after_the_end(got, "chat")
-        assert b"X-Vllmd-Continued: 1" in got
+    dies: dict[str, Any] = {"fault": "cut", "fault_after": 100, "fault_exit": "SIGKILL"}
+    got = await cancelled_at_the_end(daemon, "chat", "unix", rb"X-Vllmd-Continued: 1", **dies)
+    assert_nothing_after_the_end(got, "chat")
+
+
+async def test_nor_when_so_much_waits_for_it_that_the_engine_has_to_wait(odd: Daemon) -> None:
+    """The whole answer comes at once, and so its end is passed on although the client takes nothing."""
+    word = chunk(content="x" * 100)
+    (odd.folder / "answer").write_bytes(HEAD + framed(*[word] * (100 * 1024 // len(word)), *ANSWER) + b"0\r\n\r\n")
+    for _ in range(10):
+        with asked(odd, "chat") as client:
+            assert await is_held_up(odd)
+            got = await cancelled(odd, client)
+        if re.search(END["chat"], got):
+            break  # else the engine's bytes came in two parts, and the second was never read
+    assert_nothing_after_the_end(got, "chat")
 
 
 # ── an end for whoever does not read at all ──
@@ -196,33 +241,6 @@ async def test_a_client_of_http_1_0_that_wants_to_be_kept_sees_the_end(daemon: D
 # ── nothing from behind the engine's end ──
 
 
-@pytest.fixture(scope="module")
-def odd() -> Iterator[Daemon]:
-    daemon = Daemon()
-    vllm = daemon.folder / "env" / "bin" / "vllm"
-    vllm.unlink()
-    vllm.symlink_to(odd_engine.__file__)
-    env = {"ODD_ANSWER": str(daemon.folder / "answer")}
-    sse, relay = {"keepalive_s": 1}, {"drain_s": 1}
-    daemon.configure({}, {"models": {"tiny": {"model": "m", "env": env}}, "sse": sse, "relay": relay})
-    with running(daemon):
-        yield daemon
-
-
-HEAD = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-DONE = b"data: [DONE]\n\n"
-
-
-def chunk(finish: str | None = None, **delta: str) -> bytes:
-    table = {"id": "a", "created": 1, "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-    return b"data: %b\n\n" % json.dumps(table, separators=(",", ":")).encode()
-
-
-def framed(*stream: bytes) -> bytes:
-    """Events in HTTP's chunks, as vLLM sends them."""
-    return b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in stream)
-
-
 WORDS = [chunk(content=f"word{number} ") for number in range(10)]
 
 
@@ -244,7 +262,6 @@ def text_of(event: bytes) -> str:
 
 SECRET = "hm"
 THOUGHT = chunk(reasoning_content=SECRET)
-ANSWER = [chunk(content="A"), chunk("stop", content="B"), DONE]
 
 
 @asynccontextmanager
