@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from vllmd.engine.client import EngineClient, Exchange
+from vllmd.engine.connection import no_glance
 from vllmd.engine.http import Head
 
 
@@ -18,14 +19,11 @@ class Taken:
     def __init__(self, client: EngineClient, see: Callable[[bytes], object]) -> None:
         self._client = client
         self._see = see
+        self.glance = no_glance
         self.over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
     def begun(self, head: Head) -> None:
         """Nothing to do yet."""
-
-    def frame(self, data: bytes, start: int) -> None:
-        """A chunk is a payload with a frame around it."""
-        self.payload(data[start:-2])
 
     def payload(self, data: bytes) -> None:
         """A comment proves that the API server lives, not the engine core."""

@@ -13,6 +13,7 @@ from types import MappingProxyType
 import pytest
 from waiting import until
 
+from vllmd.engine.body import FRAMES, HEADS
 from vllmd.engine.client import EngineClient
 from vllmd.engine.http import Head
 from vllmd.engine.pool import KEEPALIVE_S
@@ -110,7 +111,7 @@ class Taken:
     def __init__(self, fail: str = "", do: Mapping[str, Callable[[], None]] = MappingProxyType({})) -> None:
         self.calls: list[str] = []
         self.head: Head | None = None
-        self.frames: list[bytes] = []
+        self.glanced: list[bytes] = []
         self.body = b""
         self.errors: list[Exception | None] = []
         self._fail, self.do = fail, dict(do)
@@ -125,10 +126,13 @@ class Taken:
         self.head = head
         self._called("begun")
 
-    def frame(self, data: bytes, start: int) -> None:
-        self.frames.append(data)
-        self.body += data[start:-2]
-        self._called("frame")
+    def glance(self, data: bytes) -> bool:
+        if len(data) >= FRAMES or not data.startswith(HEADS[len(data)]) or not data.endswith(b"\r\n"):
+            return False
+        self.glanced.append(data)
+        self.body += data[len(HEADS[len(data)]) : -2]
+        self._called("glance")
+        return True
 
     def payload(self, data: bytes) -> None:
         self.body += data
@@ -369,7 +373,7 @@ async def test_no_whole_body(path: Path, answer: bytes, words: str, content: byt
             assert taken.body == content
 
 
-async def test_reads_that_are_chunks_are_frames(path: Path) -> None:
+async def test_reads_that_are_chunks_are_taken_at_a_glance(path: Path) -> None:
     contents = [b"data: %d\n\n" % each + b"x" * each for each in range(300)] + [b"y" * 10_000]
 
     async def script(peer: Peer) -> None:
@@ -383,14 +387,14 @@ async def test_reads_that_are_chunks_are_frames(path: Path) -> None:
     taken = Taken()
 
     def heard() -> int:
-        return len(taken.frames) if taken.head else -1
+        return len(taken.glanced) if taken.head else -1
 
     async with engine(path, script), EngineClient(path) as client, client.send("GET", "/") as exchange:
         exchange.attach(taken)
         assert await taken.end() is None
-    assert taken.frames == [chunk(each) for each in contents[:-1]]
+    assert taken.glanced == [chunk(each) for each in contents[:-1]]
     assert taken.body == b"".join(contents)
-    assert taken.calls == ["begun", *["frame"] * 300, "payload", "ended"]
+    assert taken.calls == ["begun", *["glance"] * 300, "payload", "ended"]
 
 
 async def test_chunks_cut_anywhere(path: Path) -> None:
@@ -468,7 +472,7 @@ async def test_giving_up(path: Path) -> None:
         await until(lambda: len(peers) == 2 and all(peer.task and peer.task.done() for peer in peers), "both to close")
 
 
-@pytest.mark.parametrize("place", ["begun", "frame", "payload"])
+@pytest.mark.parametrize("place", ["begun", "glance", "payload"])
 async def test_giving_up_from_inside(path: Path, place: str) -> None:
     async with streaming(path) as (peers, client), client.send("GET", "/") as exchange:
         taken = Taken(do={place: exchange.abort})
@@ -478,7 +482,7 @@ async def test_giving_up_from_inside(path: Path, place: str) -> None:
         await until(lambda: peers[0].task and peers[0].task.done(), "the engine to see it")
 
 
-@pytest.mark.parametrize("place", ["begun", "frame", "payload"])
+@pytest.mark.parametrize("place", ["begun", "glance", "payload"])
 @pytest.mark.parametrize("late", [False, True])
 async def test_a_sink_that_fails(path: Path, place: str, late: bool) -> None:
     async with streaming(path) as (peers, client), client.send("GET", "/") as exchange:
@@ -565,7 +569,7 @@ async def test_a_pause_stops_the_engine(path: Path) -> None:
         await peer.say(LAST)
 
     async with engine(path, script) as peers, EngineClient(path) as client, client.send("GET", "/") as exchange:
-        taken = Taken(do={"frame": exchange.pause, "payload": exchange.pause})
+        taken = Taken(do={"glance": exchange.pause, "payload": exchange.pause})
         exchange.attach(taken)
         await until(lambda: peers, "the connection")
         waits = peers[0].writer.transport.get_write_buffer_size

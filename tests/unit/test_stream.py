@@ -150,7 +150,8 @@ class Engine:
 
     def say(self, event: bytes) -> None:
         chunk = b"%x\r\n%b\r\n" % (len(event), event)
-        self.passage.frame(chunk, chunk.index(b"\n") + 1)
+        if not self.passage.glance(chunk):
+            self.passage.payload(event)
 
 
 def now() -> float:

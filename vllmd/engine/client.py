@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllmd.engine.connection import AGAIN, GONE, Connection, Sink
+from vllmd.engine.connection import AGAIN, GONE, Connection, Sink, no_glance
 from vllmd.engine.http import Head, Request, request
 from vllmd.engine.pool import REFUSED, Pool
 from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken
@@ -108,6 +108,7 @@ class Exchange:
         "_request",
         "_sent",
         "_sink",
+        "glance",
     )
 
     def __init__(self, request: Request, pool: Pool, sent: Sent) -> None:
@@ -119,6 +120,7 @@ class Exchange:
         self._head: Head | None = None
         self._kept: list[bytes] = []
         self._sink: Sink | None = None
+        self.glance = no_glance
         self._error: Exception | None = None
         self._is_over = self._is_given_up = False
         self._moved: asyncio.Event | None = None  # made when somebody reads: an event is as large as all the rest
@@ -187,10 +189,6 @@ class Exchange:
             self._moved.set()
         if self._sink:
             self._sink.begun(head)
-
-    def frame(self, data: bytes, start: int) -> None:
-        """Keeps a chunk while nobody is attached."""
-        self._kept.append(data[start:-2])
 
     def payload(self, data: bytes) -> None:
         """Keeps bytes while nobody is attached."""

@@ -5,9 +5,10 @@ thousands of streams those would cost more than all the rest.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, cast
 
-from vllmd.engine.body import FRAMES, HEADS, Body, NotHttp
+from vllmd.engine.body import Body, NotHttp
 from vllmd.engine.http import Head, HeadReader, Request
 from vllmd.errors import EngineError, EngineUnreachable, StreamBroken
 
@@ -23,11 +24,20 @@ AGAIN = "it is started again; send the request again"
 class Content(Protocol):
     """Who takes a body as it comes. What it raises ends the connection."""
 
-    def frame(self, data: bytes, start: int) -> None:
-        """One whole chunk as the engine wrote it, and nothing else: its content is `data[start:-2]`."""
+    @property
+    def glance(self) -> Callable[[bytes], bool]:
+        """Sees each read that begins where a chunk may begin, and says whether it has taken it.
+
+        It may, if it knows the read for one whole chunk; what it leaves comes to `payload`.
+        """
 
     def payload(self, data: bytes) -> None:
         """Bytes of the body, out of their chunks; never none."""
+
+
+def no_glance(data: bytes) -> bool:
+    """The `glance` of who takes everything by `payload`."""
+    return False
 
 
 class Sink(Content, Protocol):
@@ -152,15 +162,13 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes a read. This is the hot path: once for each token of each stream."""
         taker = self._taker
-        if taker is not None and (length := len(data)) < FRAMES:
-            line = HEADS[length]
-            if data.startswith(line) and data.endswith(b"\r\n"):
-                try:
-                    taker.frame(data, len(line))
-                except Exception as error:
-                    self._mishap(error)
+        try:
+            if taker is not None and taker.glance(data):
                 return
-        self._receive(data)
+        except Exception as error:
+            self._mishap(error)
+        else:
+            self._receive(data)
 
     def eof_received(self) -> None:
         """The engine has closed it; not to wait for `connection_lost` saves a turn of the loop."""

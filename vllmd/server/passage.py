@@ -8,7 +8,9 @@ the stream, and as long as nothing is out a request can still get a true status,
 
 from collections.abc import Callable
 
+from vllmd.engine.body import CRLF, FRAMES, HEADS
 from vllmd.engine.client import Exchange
+from vllmd.engine.connection import no_glance
 from vllmd.engine.http import Head
 from vllmd.errors import VllmdError
 from vllmd.server import endings
@@ -43,7 +45,7 @@ class Passage:
         is_done: the stream came to its normal end.
         fault: the error that the engine reported inside its stream.
         nonsense: what the door could not make out.
-        frame: takes a chunk of the engine's; a way straight through once ordinary events are known.
+        glance: the way straight through for ordinary events, once these are known.
     """
 
     __slots__ = (
@@ -67,7 +69,7 @@ class Passage:
         "error",
         "fault",
         "flows",
-        "frame",
+        "glance",
         "has_ended",
         "head",
         "is_done",
@@ -76,7 +78,7 @@ class Passage:
         "opens",
     )
 
-    frame: Callable[[bytes, int], None]
+    glance: Callable[[bytes], bool]
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class Passage:
         self._splitter = Splitter()
         self._learner = Learner()
         self._template: Template | None = None
-        self._straight: Callable[[bytes, int], None] | None = None
+        self._straight: Callable[[bytes], bool] | None = None
         self._ordinary = self._others = self.comments = 0
         self.head: Head | None = None
         self.body = bytearray()
@@ -107,7 +109,7 @@ class Passage:
         self.nonsense: VllmdError | None = None
         self.error: Exception | None = None
         self.opens = self.flows = self.is_paused = self.is_done = self.has_ended = False
-        self.frame = self._any_frame
+        self.glance = no_glance
 
     @property
     def said(self) -> int:
@@ -135,10 +137,6 @@ class Passage:
         """The engine answers."""
         self.head = head
 
-    def _any_frame(self, data: bytes, start: int) -> None:
-        """One chunk, its content in `data[start:-2]`."""
-        self.payload(data[start:-2])
-
     def payload(self, data: bytes) -> None:
         """Bytes of the answer, cut anywhere."""
         if not self.is_stream:
@@ -151,7 +149,7 @@ class Passage:
             self._take_soundly(self._splitter.feed(data))
             goes_on = self.flows and not self.is_done and not self.fault
             is_straight = goes_on and not self._splitter.rest and self._seam is None
-            self.frame = (self._straight if is_straight else None) or self._any_frame
+            self.glance = (self._straight if is_straight else None) or no_glance
 
     def ended(self, error: Exception | None) -> None:
         """The engine's connection has said its last."""
@@ -230,30 +228,37 @@ class Passage:
             self._ordinary += 1
             self._keep += text
 
-    def _way_straight_through(self, template: Template | None) -> Callable[[bytes, int], None] | None:
-        """What an ordinary event costs: this, once for each token of each stream, and hence in one piece."""
+    def _way_straight_through(self, template: Template | None) -> Callable[[bytes], bool] | None:
+        """What an ordinary event costs: this, once for each token of each stream, and hence in one piece.
+
+        `removeprefix` and `removesuffix` are the cheapest comparisons that bytes have. They cut off all or nothing:
+        what is left has the length of a text only where all three were there.
+        """
         if template is None or (template.is_thought and not self._door.shows_thoughts):
             return None
         door, write, waiting = self._door, self._door.write_chunk, self._door.waiting_bytes
-        head, skip, tail, cut = template.head, len(template.head), template.tail + b"\r\n", -2 - len(template.tail)
+        head, tail = template.head, template.tail + CRLF
+        fixed = len(head) + len(tail)
 
-        def frame(data: bytes, start: int) -> None:
-            if data.startswith(head, start) and data.endswith(tail):
-                text = data[start + skip : cut]
-                if b'"' not in text:
-                    self._ordinary += 1
-                    if self._keep is not None:
-                        self._keep += text
-                    if write is None:
-                        door.ordinary(text)
-                    else:
-                        write(data)
-                    if waiting() > CLOGGED_BYTES:
-                        self._wait_for_client()
-                    return
-            self.payload(data[start:-2])
+        def glance(data: bytes) -> bool:
+            if (length := len(data)) >= FRAMES:
+                return False
+            line = HEADS[length]
+            text = data.removeprefix(line).removeprefix(head).removesuffix(tail)
+            if len(text) + len(line) + fixed != length or b'"' in text:
+                return False
+            self._ordinary += 1
+            if self._keep is not None:
+                self._keep += text
+            if write is None:
+                door.ordinary(text)
+            else:
+                write(data)
+            if waiting() > CLOGGED_BYTES:
+                self._wait_for_client()
+            return True
 
-        return frame
+        return glance
 
     def _wait_for_client(self) -> None:
         if not self.is_paused:
@@ -286,10 +291,6 @@ class Passage:
 
     def close(self) -> None:
         """Nothing comes any more. It lets go of itself, or it would have to wait for the garbage collector."""
-        self.frame, self._straight = _nobody, None
+        self.glance, self._straight = no_glance, None
         if self._transcript is not None:
             self._transcript.tokens += self._ordinary
-
-
-def _nobody(data: bytes, start: int) -> None:
-    """Where chunks go after the end: none come."""

@@ -41,6 +41,7 @@ class Stream:
         "_client",
         "_comment_is_due",
         "_door",
+        "_has_passed_the_end",
         "_passage",
         "_seen",
         "_seen_comments",
@@ -69,6 +70,7 @@ class Stream:
         self._silence = Silence(patience, _now())
         self._sleep: asyncio.Future[None] | None = None
         self._comment_is_due = False
+        self._has_passed_the_end = False
         self._client: EngineClient | None = None
         self._passage: Passage | None = None
         self._seen = self._seen_comments = self._told = 0
@@ -95,6 +97,7 @@ class Stream:
             await self._attend(passage)
         finally:
             self._passage = self._sleep = None
+            self._has_passed_the_end = passage.is_done and passage.flows
             passage.close()
         self.is_done = passage.is_done
         return passage
@@ -146,10 +149,8 @@ class Stream:
 
     @property
     def has_all(self) -> bool:
-        """Whether the client has got the end of the answer, or it is on its way."""
-        passage = self._passage
-        engine_s_own = self._door.ends_as_the_engine and passage is not None and passage.is_done and passage.flows
-        return self._door.is_ended or engine_s_own
+        """Whether the client has got the end of the answer, or it is on its way. Known once no attempt is under way."""
+        return self._door.is_ended or (self._door.ends_as_the_engine and self._has_passed_the_end)
 
     def finish(self) -> None:
         """The engine broke off after it had said why its answer ends: that is an ending, though not the usual one."""
