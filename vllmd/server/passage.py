@@ -8,15 +8,15 @@ the stream, and as long as nothing is out a request can still get a true status,
 
 from collections.abc import Callable
 
-from vllmd.engine.body import CRLF, FRAMES, HEADS
 from vllmd.engine.client import Exchange
 from vllmd.engine.connection import no_glance
 from vllmd.engine.http import Head
 from vllmd.errors import VllmdError
 from vllmd.server import endings
 from vllmd.server.continuation import Seam, Transcript
-from vllmd.server.doors import CLOGGED_BYTES, Door
+from vllmd.server.doors import Door
 from vllmd.server.endings import Fault
+from vllmd.server.straight import Straight
 from vllmd.server.template import Learner, Template
 from vllmd.sse import Splitter, events_in
 
@@ -54,9 +54,7 @@ class Passage:
         "_early_bytes",
         "_exchange",
         "_is_stopping",
-        "_keep",
         "_learner",
-        "_ordinary",
         "_others",
         "_seam",
         "_splitter",
@@ -95,14 +93,13 @@ class Passage:
         self._seam = seam
         self._is_stopping = is_stopping
         self._wake = wake
-        self._keep = transcript.text if transcript and not transcript.obstacle else None
+        self._straight = Straight(transcript.text if transcript and not transcript.obstacle else None)
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._splitter = Splitter()
         self._learner = Learner()
         self._template: Template | None = None
-        self._straight: Callable[[bytes], bool] | None = None
-        self._ordinary = self._others = self.comments = 0
+        self._others = self.comments = 0
         self.head: Head | None = None
         self.body = bytearray()
         self.fault: Fault | None = None
@@ -114,17 +111,17 @@ class Passage:
     @property
     def said(self) -> int:
         """Counts what shows that the engine makes tokens."""
-        return self._ordinary + self._others
+        return self._straight.count + self._others
 
     @property
     def told(self) -> int:
         """Counts what the client has been told straight through; the door counts the rest."""
-        return self._ordinary
+        return self._straight.count
 
     @property
     def tokens(self) -> int:
         """About how many tokens have come: the pieces of text, where they are known as such, else all events."""
-        return self._ordinary if self._keep is not None else self.said
+        return self._straight.count if self._straight.keep is not None else self.said
 
     @property
     def is_stream(self) -> bool:
@@ -148,8 +145,8 @@ class Passage:
                 self._others += 1
             self._take_soundly(self._splitter.feed(data))
             goes_on = self.flows and not self.is_done and not self.fault
-            is_straight = goes_on and not self._splitter.rest and self._seam is None
-            self.glance = (self._straight if is_straight else None) or no_glance
+            is_between = goes_on and not self._splitter.rest and self._seam is None
+            self.glance = self._straight.glance if is_between and self._straight.leads_on else no_glance
 
     def ended(self, error: Exception | None) -> None:
         """The engine's connection has said its last."""
@@ -191,7 +188,7 @@ class Passage:
 
     def _pass(self, block: bytes) -> None:
         """Lets whole events out."""
-        studies = self._learner.is_curious or self._keep is not None
+        studies = self._learner.is_curious or self._straight.keep is not None
         events = events_in(block) if self._seam or studies else []
         if self._seam:
             events = self._mend(self._seam, events)
@@ -218,47 +215,20 @@ class Passage:
         """Keeps what an event says, and learns what ordinary ones look like."""
         text, template = self._learner.text_of(event), self._learner.template
         if template is not self._template:
-            self._template, self._straight = template, self._way_straight_through(template)
-        if self._keep is None or self._transcript is None:
+            self._template = template
+            self._straight.lead(self._door, template, self._wait_for_client)
+        if self._straight.keep is None or self._transcript is None:
             return
         if text is None or (template and template.is_thought):
             self._transcript.take(event)
-            self._keep = None if self._transcript.obstacle else self._transcript.text
+            self._heed_obstacle(self._transcript)
         else:
-            self._ordinary += 1
-            self._keep += text
+            self._straight.take(text)
 
-    def _way_straight_through(self, template: Template | None) -> Callable[[bytes], bool] | None:
-        """What an ordinary event costs: this, once for each token of each stream, and hence in one piece.
-
-        `removeprefix` and `removesuffix` are the cheapest comparisons that bytes have. They cut off all or nothing:
-        what is left has the length of a text only where all three were there.
-        """
-        if template is None or (template.is_thought and not self._door.shows_thoughts):
-            return None
-        door, write, waiting = self._door, self._door.write_chunk, self._door.waiting_bytes
-        head, tail = template.head, template.tail + CRLF
-        fixed = len(head) + len(tail)
-
-        def glance(data: bytes) -> bool:
-            if (length := len(data)) >= FRAMES:
-                return False
-            line = HEADS[length]
-            text = data.removeprefix(line).removeprefix(head).removesuffix(tail)
-            if len(text) + len(line) + fixed != length or b'"' in text:
-                return False
-            self._ordinary += 1
-            if self._keep is not None:
-                self._keep += text
-            if write is None:
-                door.ordinary(text)
-            else:
-                write(data)
-            if waiting() > CLOGGED_BYTES:
-                self._wait_for_client()
-            return True
-
-        return glance
+    def _heed_obstacle(self, transcript: Transcript) -> None:
+        """What nobody can go on with is not kept."""
+        if transcript.obstacle:
+            self._straight.keep = None
 
     def _wait_for_client(self) -> None:
         if not self.is_paused:
@@ -285,12 +255,13 @@ class Passage:
 
     def mind_the_bound(self) -> None:
         """Keeps no more than may be kept."""
-        if self._keep is not None and self._transcript is not None:
+        if self._straight.keep is not None and self._transcript is not None:
             self._transcript.mind_the_bound()
-            self._keep = None if self._transcript.obstacle else self._keep
+            self._heed_obstacle(self._transcript)
 
     def close(self) -> None:
-        """Nothing comes any more. It lets go of itself, or it would have to wait for the garbage collector."""
-        self.glance, self._straight = no_glance, None
+        """Nothing comes any more."""
+        self.glance = no_glance
+        self._straight.end()
         if self._transcript is not None:
-            self._transcript.tokens += self._ordinary
+            self._transcript.tokens += self._straight.count

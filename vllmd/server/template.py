@@ -16,6 +16,9 @@ _WITH_TEXT = re.compile(
     rb'(?:[^"\\]|\\.)*(?P<tail>"[^\n]*\}\n\n)',
     re.DOTALL,
 )
+QUOTE = ord('"')
+"""A number: asked whether bytes are in bytes, CPython first makes a TypeError and drops it (bytes_methods.c)."""
+
 _THOUGHTS = (b"reasoning", b"reasoning_content")
 _EMPTY: Any = (None, "", [])
 
@@ -39,7 +42,7 @@ class Template:
         if not event.startswith(self.head) or not event.endswith(self.tail):
             return None
         text = event[len(self.head) : -len(self.tail)]
-        return None if b'"' in text else text
+        return None if QUOTE in text else text
 
 
 def learn(event: bytes) -> Template | None:
