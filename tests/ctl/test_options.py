@@ -202,7 +202,7 @@ def test_reasoning_can_be_hidden(daemon: StubDaemon, shell: Shell) -> None:
 
 
 def test_of_several_answers_the_first_is_read(daemon: StubDaemon, shell: Shell) -> None:
-    second = chunk("other").replace(b'"index": 0', b'"index": 1')
+    second = chunk("other").replace(b'"index":0', b'"index":1')
     daemon.on(CHAT, stream(chunk("one"), second, chunk("", "stop"), DONE))
     assert shell.run("chat", "hi", "-p", "n=2").stdout == "one\n"
 

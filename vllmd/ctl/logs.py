@@ -25,7 +25,8 @@ from vllmd.ctl.reach import SYSTEM_SOCKET
 from vllmd.ctl.since import since as read_since
 from vllmd.ctl.terminal import Terminal
 from vllmd.errors import DaemonUnreachable, ExitStatus
-from vllmd.wire import LOGS, LogLine, log_line
+from vllmd.routes import LOGS
+from vllmd.wire import LogLine, log_line
 
 UNIT = "vllmd.service"
 FOLLOWED_LINES = 10

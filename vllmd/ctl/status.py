@@ -10,7 +10,8 @@ from vllmd.ctl.failure import Failure
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.which import read_status
 from vllmd.errors import DaemonUnreachable, ExitStatus, VllmdError
-from vllmd.wire import STATUS, ModelStatus, Status
+from vllmd.routes import STATUS
+from vllmd.wire import ModelStatus, Status
 
 
 @click.command(cls=Verb)
