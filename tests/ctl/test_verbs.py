@@ -10,6 +10,7 @@ from ctl.stub_daemon import StubDaemon, chat, reply, stream
 
 from vllmd import __version__
 from vllmd.ctl.commands import VERBS, Verb
+from vllmd.ctl.examples import examples_of
 from vllmd.ctl.run import vllmctl
 
 CHAT = "POST /v1/chat/completions"
@@ -49,6 +50,22 @@ def test_every_verb_has_help_of_its_own(shell: Shell, verb: str) -> None:
     assert result.stdout.startswith(f"Usage: vllmctl {verb} ")
     for option in ("-H, --host", "-q, --quiet", "--no-color"):
         assert option in result.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_a_verb_too(shell: Shell, verb: str) -> None:
+    assert shell.run("help", verb) == shell.run(verb, "--help")
+    assert shell.run("help") == shell.run("--help")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_fits_a_terminal_and_shows_examples(shell: Shell, verb: str) -> None:
+    text = shell.run(verb, "--help").stdout
+    own, _, examples = text.partition("\nExamples:\n")
+    assert all(len(line) <= 80 for line in own.splitlines())
+    assert "RANGE" not in own
+    assert own.index("Options of all commands:") < own.index("--host")
+    assert examples.splitlines() == [f"  {line}" for line in examples_of(verb)]
 
 
 def test_shared_options_stand_before_or_after_the_verb(daemon: StubDaemon, shell: Shell) -> None:

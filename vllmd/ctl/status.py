@@ -6,7 +6,7 @@ import time
 import click
 
 from vllmd.ctl.commands import Verb
-from vllmd.ctl.failure import Failure
+from vllmd.ctl.failure import Failure, exit_status
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.which import read_status
 from vllmd.errors import DaemonUnreachable, ExitStatus, VllmdError
@@ -28,6 +28,8 @@ def status(invocation: Invocation, as_json: bool) -> ExitStatus:
     except DaemonUnreachable:
         raise
     except VllmdError as error:
+        if exit_status(error) is ExitStatus.USAGE:
+            raise
         raise Failure(error.message, error.hint, ExitStatus.DENIED) from error
     lines = [json.dumps(table)] if as_json else render(found, time.time())
     invocation.terminal.line("\n".join(lines))

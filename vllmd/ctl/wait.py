@@ -15,6 +15,7 @@ from vllmd.ctl.commands import Verb
 from vllmd.ctl.complete import model_names
 from vllmd.ctl.failure import LOOK, Failure
 from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.number import Number
 from vllmd.ctl.which import find
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.routes import EVENTS
@@ -35,7 +36,7 @@ News = ModelStatus | DaemonUnreachable
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0.001),
     metavar="SECONDS",
     help="Give up after so long; without it, never.",
 )
