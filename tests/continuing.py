@@ -9,7 +9,7 @@ from fake_engine import answers, routes
 from fake_engine.dialects import Chat
 from fake_engine.knobs import Flags, Knobs
 
-from vllmd.server import template
+from vllmd import template
 from vllmd.server.continuation import Transcript
 from vllmd.server.seam import chunk_in
 

@@ -6,20 +6,19 @@ One parser serves the daemon's `[listen]` table and vllmctl's `--host`.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllmd.errors import AddressError
 
 UNIX_PATH_MAX_BYTES = 107
 """The longest socket path Linux takes: `sun_path` has 108 bytes, the last one is NUL (unix(7))."""
 
-_HOST_PORT = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^:/\[\]@\s]+))(?::(?P<port>[0-9]+))?/?")
+_HOST_PORT = r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^:/\[\]@\s]+))(?::(?P<port>[0-9]+))?/?"
 _FORMS = "write unix:///path, /path, http://host:port, host:port or [::1]:port"
-_LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1", re.IGNORECASE)
+_LOOPBACK = r"(?i:localhost|127(?:\.\d{1,3}){3}|::1)"
 
 
-@dataclass(frozen=True)
-class UnixAddress:
+class UnixAddress(NamedTuple):
     """A Unix socket in the file system."""
 
     path: str
@@ -28,8 +27,7 @@ class UnixAddress:
         return f"unix://{self.path}"
 
 
-@dataclass(frozen=True)
-class TcpAddress:
+class TcpAddress(NamedTuple):
     """A TCP port; `host` is a name or an IP address without brackets."""
 
     host: str
@@ -47,7 +45,7 @@ class TcpAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return _LOOPBACK.fullmatch(self.host) is not None
+        return re.fullmatch(_LOOPBACK, self.host) is not None
 
 
 Address = UnixAddress | TcpAddress
@@ -90,7 +88,7 @@ def check_unix_path(path: str) -> None:
 
 
 def _tcp(text: str, rest: str, *, tls: bool, default_port: int | None) -> TcpAddress:
-    match = _HOST_PORT.fullmatch(rest)
+    match = re.fullmatch(_HOST_PORT, rest)
     port = int(match["port"]) if match and match["port"] else default_port
     if match is None or port is None:
         raise AddressError(f"{text!r} is not an address", _FORMS)

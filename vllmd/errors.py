@@ -32,9 +32,8 @@ traceback. `OUTCOMES` is the only place that maps an error to an HTTP status, an
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class ExitStatus(IntEnum):
@@ -196,8 +195,7 @@ class DaemonUnreachable(VllmdError):
     """Nobody answers at the address that vllmctl was given."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What an error means outside: HTTP status, OpenAI's error type, a code, an exit status."""
 
     status: int

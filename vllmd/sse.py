@@ -67,6 +67,8 @@ def _last_end(data: bytes) -> int:
 
 def events_in(block: bytes) -> list[bytes]:
     """Cuts a block that ends where an event ends into its events, byte for byte."""
+    if b"\r" not in block and b"\n\n\n" not in block:  # as nearly all are: this way takes a tenth of the time
+        return [each + b"\n\n" for each in block.split(b"\n\n")[:-1]]
     ends = [match.end() for match in _END_OF_EVENT.finditer(block)]
     return [block[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -80,11 +82,15 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Event]:
         """Takes bytes as they come; returns the events that they complete."""
+        return decode(self.block(data))
+
+    def block(self, data: bytes) -> bytes:
+        """Takes bytes as they come; returns those of the events that they complete, for who reads them otherwise."""
         block = self._splitter.feed(data)
         if block and not self._begun:
             self._begun = True
             block = block.removeprefix(BOM_UTF8)
-        return decode(block)
+        return block
 
 
 def decode(block: bytes) -> list[Event]:

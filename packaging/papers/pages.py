@@ -10,31 +10,12 @@ import roff
 
 from vllmd import __version__, config
 from vllmd.ctl.commands import ENVIRONMENT, MEANINGS, VERBS
+from vllmd.ctl.examples import EXAMPLES
 from vllmd.ctl.run import vllmctl
 from vllmd.daemon import parser
 from vllmd.errors import ExitStatus
 
 SOURCE, MANUAL = f"vllmd {__version__}", "vllmd"
-
-EXAMPLES = {
-    "One answer, a little varied:": ['vllmctl chat "prompt" -t 0.7'],
-    "A document first, the question last:": [
-        'git diff --staged | vllmctl chat -s "Write a commit message" -t 0.2 -n 200',
-        'vllmctl chat -s @review.md -f src/main.py "Any race here?" | tee review.txt',
-    ],
-    "What is known of an answer, for scripts:": [
-        'cat big.log | vllmctl chat "Which host failed first?" --json | jq -r .usage.completion_tokens'
-    ],
-    "Several questions about one document; the engine reads it once:": [
-        'for q in "who?" "when?"; do vllmctl chat -f report.txt "$q"; done'
-    ],
-    "Inside a loop that reads from stdin, as with ssh -n:": [
-        'while read -r q; do vllmctl chat --no-stdin "$q"; done < questions.txt'
-    ],
-    "Go on as soon as a model is ready:": ["vllmctl wait --timeout 600 && ./nightly.sh"],
-    "Its state, for scripts:": ["vllmctl status --json | jq -e '.state == \"ready\"'"],
-    "A daemon on another machine:": ["VLLMD_HOST=http://gpu1:8000 vllmctl chat hi --stats"],
-}
 
 _KINDS = {
     bool: "true or false",
@@ -90,7 +71,7 @@ def _verb(name: str, above: click.Context) -> Iterator[str]:
 def _options(command: click.Command, context: click.Context, without: set[str]) -> Iterator[list[str]]:
     for param in command.get_params(context):
         if isinstance(param, click.Option) and without.isdisjoint(param.opts):
-            value = "" if param.is_flag else param.make_metavar(context).removesuffix(" RANGE")
+            value = "" if param.is_flag else param.make_metavar(context)
             yield roff.item(f"`{', '.join(param.opts)}`" + (f" *{value}*" if value else ""), param.help or "")
 
 

@@ -21,11 +21,14 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).parents[1])  # so that `bench` is this package, wherever this was started from
 
-from bench import faults, machine, report, rounds, scenarios  # noqa: E402 (only now is it found)
+from bench import ctl, faults, machine, report, rounds, scenarios  # noqa: E402 (only now is it found)
 from bench.relays import NAMES, Setting, Way, started  # noqa: E402
 from bench.targets import targets  # noqa: E402
 
 FAULTS = "faults"
+CTL = "ctl"
+"""What vllmctl costs, beside curl; no relay takes part."""
+
 FEW_FILES = 6000
 
 
@@ -33,6 +36,10 @@ def main(argv: Sequence[str]) -> int:
     """Measures and reports; returns 1 if a relay has lost anything."""
     wanted = _parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the relays are ended
+    if CTL in wanted.only:
+        ctl.measure(ctl.VLLMCTL, *((5, 100_000) if wanted.quick else (20, 1_000_000)))
+        if wanted.only == [CTL]:
+            return 0
     if (files := machine.raise_limits()) < FEW_FILES:
         print(f"!!! only {files} open files are allowed: 2000 streams need {FEW_FILES}")
     cores = machine.Cores.shared_out()
@@ -86,7 +93,7 @@ def _is_wanted(name: str, relays: list[str]) -> bool:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    known = [*(each.name for each in scenarios.ALL), FAULTS]
+    known = [*(each.name for each in scenarios.ALL), FAULTS, CTL]
     parser.add_argument("--only", type=_names(known), default=known, help=f"some of {','.join(known)}")
     parser.add_argument("--relays", type=_names(NAMES), default=[*NAMES], help=f"some of {','.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="one short round of each")

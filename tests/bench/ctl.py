@@ -1,9 +1,10 @@
 """What vllmctl costs, beside curl: CPU until its request is on the wire, tokens per second, memory.
 
-`python tests/bench/ctl.py [--runs 20] [--tokens 1000000] [--vllmctl PATH]`. The daemon is a stub on a Unix socket that
-reads a request and then the CPU time of whoever sent it (SO_PEERCRED, /proc/PID/schedstat), so that figure ends exactly
-where the request arrives. Streams are sent as fast as they are taken, an event a chunk as vllmd sends them, into a pipe
-that is read at once. Nothing is asserted: machines are noisy, and runs alternate so that ratios compare.
+`make bench BENCH="--only ctl"`; or `python tests/bench/ctl.py [--runs 20] [--tokens 1000000] [--vllmctl PATH]`. The
+daemon is a stub on a Unix socket that reads a request and then the CPU time of whoever sent it (SO_PEERCRED,
+/proc/PID/schedstat), so that figure ends exactly where the request arrives. Streams are sent as fast as they are
+taken, an event a chunk as vllmd sends them, into a pipe that is read at once. Nothing is asserted: machines are noisy,
+and runs alternate so that ratios compare.
 """
 
 import argparse
@@ -25,6 +26,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 NS_PER_MS = 1_000_000
 URL = "http://localhost/v1/chat/completions"
+VLLMCTL = str(Path(sys.executable).with_name("vllmctl"))
 BODY = json.dumps({"messages": [{"role": "user", "content": "hi"}], "stream": True})
 
 
@@ -120,7 +122,10 @@ def stream(command: list[str]) -> Stream:
 
 
 def startup(stub: Stub, clients: dict[str, list[str]], runs: int) -> None:
-    """Prints the CPU time until the request has arrived."""
+    """Prints the CPU time until the request has arrived, beside that of an interpreter that does nothing.
+
+    They alternate, and each is set against the interpreter just before it: times alone mean little on shared machines.
+    """
     found: dict[str, list[float]] = {name: [] for name in clients}
     bare = []
     for command in clients.values():
@@ -130,13 +135,15 @@ def startup(stub: Stub, clients: dict[str, list[str]], runs: int) -> None:
         for name, command in clients.items():
             cpu_of(command)
             found[name].append(stub.cpu_ms[-1])
-    python = statistics.median(bare)
-    print(f"CPU until the request has arrived, median of {runs} (bare interpreter: {python:.1f} ms)")
-    for name, figures in found.items():
-        median = statistics.median(figures)
-        print(f"  {name:<8} {median:6.1f} ms   {median - python:+6.1f} ms over the bare interpreter")
-    medians = [statistics.median(each) for each in found.values()]
-    print(f"  ratio    {medians[0] / medians[1]:6.1f}")
+    print(f"CPU until the request has arrived, {runs} runs each: median, least, and times the bare interpreter's")
+    for name, figures in {"python": bare, **found}.items():
+        ratio = statistics.median(one / other for one, other in zip(figures, bare, strict=True))
+        above = statistics.median(figures) - statistics.median(bare)
+        print(
+            f"  {name:<8} {statistics.median(figures):6.1f} ms {min(figures):6.1f} ms {ratio:6.2f} x  ({above:+.1f} ms)"
+        )
+    one, other = found.values()
+    print(f"  {' / '.join(found)}: {statistics.median(a / b for a, b in zip(one, other, strict=True)):.1f}")
 
 
 def flow(stub: Stub, clients: dict[str, list[str]], tokens: int) -> None:
@@ -153,13 +160,8 @@ def flow(stub: Stub, clients: dict[str, list[str]], tokens: int) -> None:
                 )
 
 
-def main() -> None:
-    """Runs all of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--vllmctl", default=str(Path(sys.executable).with_name("vllmctl")))
-    given = parser.parse_args()
+def measure(vllmctl: str, runs: int, tokens: int) -> None:
+    """Measures and prints all of it."""
     with tempfile.TemporaryDirectory(prefix="vllmctl-") as folder:
         # Compiled modules, as an installed vllmctl has them, also where the source was just edited.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -167,12 +169,22 @@ def main() -> None:
         stub = Stub(Path(folder, "s"))
         stub.start()
         clients = {
-            "vllmctl": [given.vllmctl, "chat", "hi", "-H", str(stub.path)],
+            "vllmctl": [vllmctl, "chat", "hi", "-H", str(stub.path)],
             "curl": ["curl", "-sN", "--unix-socket", str(stub.path), URL, "-d", BODY],
         }
-        startup(stub, clients, given.runs)
-        flow(stub, clients, given.tokens)
+        startup(stub, clients, runs)
+        flow(stub, clients, tokens)
     print(f"the bench itself: {resource.getrusage(resource.RUSAGE_SELF).ru_utime:.1f} s of CPU")
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--vllmctl", default=VLLMCTL)
+    given = parser.parse_args()
+    measure(given.vllmctl, given.runs, given.tokens)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from daemons import free_port, toml
 from waiting import descendants, until_sync
 
 from bench import asking
-from vllmd.wire import STATUS, ModelStatus, Status
+from vllmd.routes import STATUS
+from vllmd.wire import ModelStatus, Status
 
 NAME = "qwen2-7b-instruct"
 READY_WITHIN_S = 480.0

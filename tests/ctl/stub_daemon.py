@@ -114,7 +114,8 @@ def chunk(text: str | None = None, finish: str | None = None, **delta: str) -> b
     """A chunk of a chat completion, as vLLM writes it."""
     content = {} if text is None else {"content": text}
     choice = {"index": 0, "delta": {**content, **delta}, "logprobs": None, "finish_reason": finish}
-    return sse.encode(json.dumps({"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [choice]}))
+    table = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [choice]}
+    return sse.encode(json.dumps(table, separators=(",", ":")))
 
 
 def chat(*texts: str, finish: str = "stop") -> Answer:

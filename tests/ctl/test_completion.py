@@ -136,3 +136,16 @@ def test_the_script_works_in_its_shell(daemon: StubDaemon, shell: Shell, tmp_pat
     )
     assert done.stdout.split() == ["qwen", "qwen-large"], done.stderr
     assert done.stderr == ""
+
+
+def test_fish_gets_explanations_whole(shell: Shell, tmp_path: Path) -> None:
+    program = shutil.which("fish")
+    if program is None:
+        pytest.skip("NO FISH HERE: its completion is not tested; apt-get install fish")
+    (tmp_path / "vllmctl").write_text(LAUNCHER)
+    (tmp_path / "vllmctl").chmod(0o755)
+    (tmp_path / "script").write_text(script("fish"))
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    argv = [program, "-c", f"source {tmp_path}/script; complete -C 'vllmctl to'"]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "top\tWatch models, requests and tokens live.\n"

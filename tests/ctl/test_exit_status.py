@@ -11,7 +11,7 @@ import pytest
 from ctl.shell import Shell
 from ctl.stub_daemon import Answer, StubDaemon, chat, chunk, refuse, reply, stream
 
-from vllmd.ctl.commands import MEANINGS
+from vllmd.ctl.commands import ELSEWHERE, MEANINGS, VERBS
 from vllmd.errors import ExitStatus
 
 CHAT = "POST /v1/chat/completions"
@@ -75,6 +75,52 @@ def test_usage_errors_say_where_to_look(shell: Shell) -> None:
         "vllmctl: no such command: caht (did you mean 'chat'?)\n         see:  vllmctl --help\n"
     )
     assert shell.run("chat", "hi", "--temprature=1").stderr.endswith("see:  vllmctl chat --help\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "qwen"], "no such command: run\n         try:  vllmctl chat\n"),
+        (["list"], "no such command: list\n         try:  vllmctl models\n"),
+        (
+            ["stop"],
+            "no such command: stop\n         try:  vllmctl unload\n         the daemon itself is systemctl's:  ",
+        ),
+        (
+            ["serve"],
+            "no such command: serve\n         see:  vllmctl --help\n         the daemon itself is systemctl's:  ",
+        ),
+        (["why is the sky blue?"], 'no command was given\n         to ask a model:  vllmctl chat "..."\n'),
+        (["help", "statsu"], "no such command: statsu (did you mean 'status'?)\n         see:  vllmctl --help\n"),
+        (["chat", "x", "-t", "3"], "--temperature: 3 is not between 0 and 2\n         see:  vllmctl chat --help\n"),
+        (["chat", "x", "-n", "0"], "--max-tokens: 0 is not at least 1\n"),
+        (["chat", "x", "-n", "1.5"], "--max-tokens: '1.5' is not a whole number\n"),
+        (["chat", "x", "-s", "@"], "--system: @ needs the name of a file behind it\n"),
+        (["chat", "x", "-f", "/nonexistent"], "--file: cannot read /nonexistent: No such file or directory\n"),
+        (["completion", "tcsh"], "SHELL: 'tcsh' is not one of 'bash', 'zsh', 'fish'\n"),
+        (["-H", "nowhere", "status"], "--host: 'nowhere' is not an address\n"),
+    ],
+)
+def test_a_wrong_command_line_says_what_and_what_to_do(shell: Shell, arguments: list[str], said: str) -> None:
+    result = shell.run(*arguments)
+    assert (result.status, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"vllmctl: {said}")
+
+
+def test_what_others_call_it_leads_to_what_there_is() -> None:
+    assert {found for found in ELSEWHERE.values() if not found.startswith("--")} <= VERBS.keys()
+    assert ELSEWHERE.keys().isdisjoint(VERBS)
+
+
+def test_a_file_that_is_no_socket_is_called_so(shell: Shell, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "file"):
+        (tmp_path / "file").touch()
+        result = shell.run("status", "-H", str(path))
+        assert result.status == 3
+        assert result.stderr == (
+            f"vllmctl: cannot reach vllmd at unix://{path}: that is no socket\n"
+            "         --host and VLLMD_HOST choose another address\n"
+        )
 
 
 def test_nobody_there_is_3(shell: Shell, socket_path: Path) -> None:

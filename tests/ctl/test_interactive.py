@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ctl.shell import CTRL_C, CTRL_D, Screen, Shell, screen
 from ctl.stub_daemon import DONE, StubDaemon, chat, chunk, refuse, stream, until_gone
 from waiting import until_sync
@@ -151,13 +152,32 @@ def test_stats_come_and_go(daemon: StubDaemon, shell: Shell) -> None:
 def test_what_is_no_command_is_told_and_a_path_is_a_question(daemon: StubDaemon, shell: Shell) -> None:
     daemon.on(CHAT, chat("ok"))
     with talking(shell) as seen:
-        seen.type("/bye\n")
-        seen.read_until("no such command: /bye; /help lists them")
+        seen.type("/byte\n")
+        seen.read_until("no such command: /byte; /help lists them")
         seen.read_prompt(PROMPT)
         say(seen, "/etc/passwd is what?")
         leave(seen)
     assert said(daemon) == [("user", "/etc/passwd is what?")]
     assert len(daemon.requests) == 1
+
+
+@pytest.mark.parametrize("word", ["/bye", "/exit", "/quit"])
+def test_what_leaves_elsewhere_leaves_here(daemon: StubDaemon, shell: Shell, word: str) -> None:
+    with talking(shell) as seen:
+        seen.type(f"{word}\n")
+        assert seen.end() == 0
+    assert daemon.requests == []
+
+
+def test_parameters_may_be_set_as_on_the_command_line(daemon: StubDaemon, shell: Shell) -> None:
+    daemon.on(CHAT, chat("ok"))
+    with talking(shell) as seen:
+        say(seen, "/set temperature=0.2")
+        say(seen, '/set response_format {"type": "json_object", "x": "a=b"}')
+        say(seen, "hi")
+        leave(seen)
+    assert daemon.requests[0].json["temperature"] == 0.2
+    assert daemon.requests[0].json["response_format"] == {"type": "json_object", "x": "a=b"}
 
 
 def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(daemon: StubDaemon, shell: Shell) -> None:

@@ -60,7 +60,7 @@ def test_a_value_is_json_or_text(value: str, meaning: object) -> None:
         (["-p", "top_k"], "'top_k' is not NAME=VALUE"),
         (["-p", "=3"], "'=3' is not NAME=VALUE"),
         (["-p", "stream=false"], "stream is set by vllmctl itself"),
-        (["--seed", "x"], "'x' is not a valid integer"),
+        (["--seed", "x"], "'x' is not a whole number"),
         (["--session", "../x"], "'../x' cannot be a session's name"),
         (["--session", ""], "'' cannot be a session's name"),
         (["-c"], "nothing to continue: there is no terminal, or no XDG_RUNTIME_DIR"),
@@ -202,7 +202,7 @@ def test_reasoning_can_be_hidden(daemon: StubDaemon, shell: Shell) -> None:
 
 
 def test_of_several_answers_the_first_is_read(daemon: StubDaemon, shell: Shell) -> None:
-    second = chunk("other").replace(b'"index": 0', b'"index": 1')
+    second = chunk("other").replace(b'"index":0', b'"index":1')
     daemon.on(CHAT, stream(chunk("one"), second, chunk("", "stop"), DONE))
     assert shell.run("chat", "hi", "-p", "n=2").stdout == "one\n"
 

@@ -6,13 +6,13 @@ import subprocess
 from dataclasses import fields
 from pathlib import Path
 
-import pages
 import papers
 import pytest
 import roff
 
 from vllmd.config import SECTIONS, Model
 from vllmd.ctl.commands import ENVIRONMENT, MEANINGS, VERBS
+from vllmd.ctl.examples import EXAMPLES
 
 CONTENTS = papers.contents()
 MANUALS = [path for path in CONTENTS if path.parent.name == "man"]
@@ -63,14 +63,14 @@ def test_vllmctl_s_page_has_everything() -> None:
         assert name in text
     for option in ("--temperature FLOAT", "-p, --param NAME=VALUE", "-H, --host ADDRESS", "-h, --help"):
         assert option in text
-    for lines in pages.EXAMPLES.values():
+    for lines in EXAMPLES.values():
         for line in lines:
             assert f"\n           {line}\n" in text
 
 
 def test_its_examples_are_tested() -> None:
     tested = (Path(__file__).parent / "test_examples.py").read_text().replace("\\'", "'")
-    for lines in pages.EXAMPLES.values():
+    for lines in EXAMPLES.values():
         for line in lines:
             words = line[line.index("vllmctl") :] if line.startswith("VLLMD_HOST=") else line
             assert words.replace('\\"', '"') in tested.replace('\\"', '"')

@@ -176,3 +176,22 @@ def is_blocked(pid: int, number: signal.Signals) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)$", status, re.MULTILINE)
     return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
+def test_memory_stays_flat_however_long_the_answer_is(daemon: StubDaemon, shell: Shell) -> None:
+    peaks_kib = list[int]()
+    some = b"".join(chunk(f" token{number}") for number in range(1000))
+
+    def look(_: object) -> None:  # all but what fits into the socket has been taken by then
+        peaks_kib.append(peak_kib(process.pid))
+
+    daemon.on(CHAT, stream(*[some] * 50, look, *[some] * 250, look, chunk("", "stop"), DONE))
+    with shell.start("chat", "hi", stdout=subprocess.DEVNULL) as process:
+        assert process.wait(60) == 0
+    before, after = peaks_kib
+    assert after - before < 1024
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that a process has held (proc(5): VmHWM)."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0])

@@ -85,6 +85,19 @@ def test_no_stdin_leaves_the_loop_its_input(talking: StubDaemon, shell: Shell, t
     assert [request.json["messages"][-1]["content"] for request in talking.requests] == ["who?", "when?"]
 
 
+def test_a_lone_dash_is_stdin(talking: StubDaemon, shell: Shell) -> None:
+    assert shell.run("chat", "-", stdin=b"from stdin").status == 0
+    assert talking.requests[0].json["messages"][0]["content"] == "from stdin"
+
+
+@pytest.mark.parametrize("option", ["--stop", "--model", "--session", "--param"])
+def test_bytes_that_are_not_utf8_are_sent_nowhere(talking: StubDaemon, shell: Shell, option: str) -> None:
+    value = "a=x\udcff" if option == "--param" else "x\udcff"
+    result = shell.run("chat", "hi", option, value)
+    assert (result.status, result.stdout, talking.requests) == (1, "", [])
+    assert result.stderr.startswith(f"vllmctl: {option} is not UTF-8: byte 0xff at offset 1\n")
+
+
 def test_a_silent_pipe_is_told_of_on_a_terminal(talking: StubDaemon, shell: Shell) -> None:
     reader, writer = os.pipe()
     with screen(shell, "chat", stdin=reader, stdout=subprocess.DEVNULL) as seen:

@@ -10,6 +10,7 @@ from ctl.stub_daemon import StubDaemon, chat, reply, stream
 
 from vllmd import __version__
 from vllmd.ctl.commands import VERBS, Verb
+from vllmd.ctl.examples import examples_of
 from vllmd.ctl.run import vllmctl
 
 CHAT = "POST /v1/chat/completions"
@@ -51,6 +52,22 @@ def test_every_verb_has_help_of_its_own(shell: Shell, verb: str) -> None:
         assert option in result.stdout
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_a_verb_too(shell: Shell, verb: str) -> None:
+    assert shell.run("help", verb) == shell.run(verb, "--help")
+    assert shell.run("help") == shell.run("--help")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_fits_a_terminal_and_shows_examples(shell: Shell, verb: str) -> None:
+    text = shell.run(verb, "--help").stdout
+    own, _, examples = text.partition("\nExamples:\n")
+    assert all(len(line) <= 80 for line in own.splitlines())
+    assert "RANGE" not in own
+    assert own.index("Options of all commands:") < own.index("--host")
+    assert examples.splitlines() == [f"  {line}" for line in examples_of(verb)]
+
+
 def test_shared_options_stand_before_or_after_the_verb(daemon: StubDaemon, shell: Shell) -> None:
     daemon.on(CHAT, chat("a", finish="length"))
     elsewhere = {"VLLMD_HOST": "unix:///nowhere"}
@@ -72,6 +89,9 @@ def test_the_environment_does_not_beat_the_command_line(daemon: StubDaemon, shel
 NEVER = ("aiohttp", "asyncio", "vllmd.server", "vllmd.engine")
 SLOW = ("ssl", "http.client", "email", "rich", "pydantic", "logging", "subprocess", "urllib.parse")
 LATER = ("vllmd.ctl.session", "vllmd.ctl.interactive", "vllmd.ctl.report", "readline", "unicodedata", "tempfile")
+UNREAD = ("vllmd.sse", "vllmd.wire", "vllmd.settings", "vllmd.template", "vllmd.ctl.answer", "vllmd.ctl.reading")
+"""What reads the answer, and what is made of dataclasses, which take long to make."""
+
 TELL_AT_END = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
 TELL_AT_CONNECT = """import sys
 sys.addaudithook(lambda event, _: print(*sys.modules, file=sys.stderr) if event == "socket.connect" else None)"""
@@ -117,4 +137,4 @@ def test_what_reads_the_answer_is_imported_after_the_request_is_sent(daemon: Stu
     daemon.on(CHAT, chat("a"))
     found = run_telling(shell, TELL_AT_CONNECT, "chat", "hi")
     assert "vllmd.ctl.connection" in found
-    assert found.isdisjoint({*NEVER, *SLOW, "vllmd.sse", "vllmd.ctl.answer", *LATER})
+    assert found.isdisjoint({*NEVER, *SLOW, *UNREAD, *LATER})

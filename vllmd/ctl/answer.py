@@ -5,12 +5,12 @@ has come of it stays on stdout. Events that arrive together are written together
 for many tokens, and a slow one a write for each.
 """
 
-import json
 from collections.abc import Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vllmd.ctl.failure import LOOK, read_error
+from vllmd.ctl.reading import Chunk, Reader, json_decode, read_chunk
 from vllmd.ctl.terminal import Terminal
 from vllmd.errors import StreamBroken
 from vllmd.sse import Event
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
 
 BROKEN = ("abort", "error")
 """Finish reasons with which vLLM says that it gave up."""
-
-_decode = json.JSONDecoder().decode
-
-
-class Chunk(NamedTuple):
-    """What one event adds to the answer."""
-
-    text: str = ""
-    reasoning: str = ""
-    finish: str = ""
 
 
 class Answer:
@@ -72,7 +62,7 @@ class Answer:
             self.is_done = True
             return Chunk()
         try:
-            table = _decode(data)
+            table = json_decode(data)
             if "error" in table:
                 raise read_error(table)
             chunk = read_chunk(table)
@@ -80,6 +70,12 @@ class Answer:
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise StreamBroken(f"an event of the answer cannot be read: {data[:80]}", LOOK) from error
         self.finish = chunk.finish or self.finish
+        return self.keep(chunk)
+
+    def keep(self, chunk: Chunk) -> Chunk:
+        """Keeps what a chunk says, if that is wanted; nothing is said any more once it is done."""
+        if self.is_done:
+            return Chunk()
         if self._keep:
             self._text.append(chunk.text)
             self._reasoning.append(chunk.reasoning)
@@ -95,17 +91,6 @@ class Answer:
         """Raises StreamBroken if it did not say why it ended, or that it was given up."""
         if self.finish in ("", *BROKEN):
             raise StreamBroken("the answer broke off before its end", LOOK)
-
-
-def read_chunk(table: Mapping[str, Any]) -> Chunk:
-    """Reads what a chunk says. Of several answers to one question, the first is read."""
-    choices = table.get("choices")
-    if not choices or choices[0].get("index"):
-        return Chunk()
-    choice = choices[0]
-    delta = choice.get("delta") or {}
-    text, reasoning = delta.get("content"), delta.get("reasoning") or delta.get("reasoning_content")
-    return Chunk(str(text or ""), str(reasoning or ""), choice.get("finish_reason") or "")
 
 
 class Display:
@@ -129,20 +114,23 @@ class Display:
         Raises:
             VllmdError: the stream told of a failure, or ended before the answer did.
         """
-        for events in exchange.blocks():
+        reader = Reader()
+        for block in exchange.unread():
             try:
-                for event in events:
-                    self._take(event, answer)
+                for part in reader.read(block):
+                    self._take(part, answer)
             finally:  # what came before an error is shown before it
                 self._flush()
                 answer.last_at = monotonic()
         answer.check()
 
-    def _take(self, event: Event, answer: Answer) -> None:
-        if event.has_data:
-            self._write(answer.add(event.data), answer)
-        elif event.comment and answer.first_at is None:
-            self._terminal.progress(f"waiting for {self._name}: {event.comment}")
+    def _take(self, part: Chunk | Event, answer: Answer) -> None:
+        if isinstance(part, Chunk):
+            self._write(answer.keep(part), answer)
+        elif part.has_data:
+            self._write(answer.add(part.data), answer)
+        elif part.comment and answer.first_at is None:
+            self._terminal.progress(f"waiting for {self._name}: {part.comment}")
 
     def _write(self, chunk: Chunk, answer: Answer) -> None:
         if answer.first_at is None and (chunk.text or chunk.reasoning):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllmd.ctl.prompt import Messages
 from vllmd.ctl.terminal import Terminal
-from vllmd.wire import CHAT_COMPLETIONS, WAIT_HEADER
+from vllmd.routes import CHAT_COMPLETIONS, WAIT_HEADER
 
 if TYPE_CHECKING:
     from vllmd.ctl.answer import Answer

@@ -8,7 +8,8 @@ from vllmd.ctl.ask import Manner, Question, ask
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.complete import file_names, model_names
 from vllmd.ctl.invocation import Invocation
-from vllmd.ctl.options import Number, files, parameters, text_or_file
+from vllmd.ctl.number import Number
+from vllmd.ctl.options import TEXT, files, parameters, text_or_file
 from vllmd.ctl.prompt import Messages, assistant, compose, decode, named, typed, user, wants_reading, with_system
 from vllmd.ctl.terminal import Terminal
 from vllmd.errors import ExitStatus
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Input(NamedTuple):
-    """What the user's message is made of; a file without a text is stdin."""
+    """What the user's message is made of; a file without a text is stdin, and so is a lone `-`."""
 
     files: list[tuple[str, str | None]]
     words: tuple[str, ...]
@@ -29,9 +30,9 @@ class Input(NamedTuple):
 @click.argument("words", nargs=-1, metavar="[PROMPT]...")
 @click.option("-t", "--temperature", type=Number(0, 2), help="0 to 2; the higher, the more varied.")
 @click.option("--top-p", type=Number(0, 1), help="0 to 1; only the likeliest tokens of this share.")
-@click.option("-n", "--max-tokens", type=click.IntRange(1), help="The longest answer, in tokens.")
-@click.option("--seed", type=int, help="The same seed, the same answer, as far as the engine can.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; may be given again.")
+@click.option("-n", "--max-tokens", type=Number(1, whole=True), help="The longest answer, in tokens.")
+@click.option("--seed", type=Number(whole=True), help="The same seed, the same answer, as far as the engine can.")
+@click.option("--stop", type=TEXT, multiple=True, help="Text that ends the answer; may be given again.")
 @click.option(
     "-p",
     "--param",
@@ -42,7 +43,12 @@ class Input(NamedTuple):
     help="Any other parameter; VALUE is JSON, else text. May be given again.",
 )
 @click.option(
-    "-m", "--model", metavar="NAME", shell_complete=model_names, help="Which model; without it, the default one."
+    "-m",
+    "--model",
+    type=TEXT,
+    metavar="NAME",
+    shell_complete=model_names,
+    help="Which model; without it, the default one.",
 )
 @click.option("-s", "--system", callback=text_or_file, metavar="TEXT|@FILE", help="The system prompt.")
 @click.option(
@@ -56,7 +62,9 @@ class Input(NamedTuple):
     help="A text before the prompt, under its name; - is stdin. May be given again.",
 )
 @click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with what was last said on this terminal.")
-@click.option("--session", metavar="NAME", help="Go on with the conversation of that name; the first time, begin it.")
+@click.option(
+    "--session", type=TEXT, metavar="NAME", help="Go on with the conversation of that name; the first time, begin it."
+)
 @click.option("-R", "--hide-reasoning", is_flag=True, help="Do not show the model's reasoning.")
 @click.option("--stats", is_flag=True, help="Tokens and times on stderr, after the answer.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with all that is known of the answer.")
@@ -98,6 +106,8 @@ def read_text(terminal: Terminal, given: Input) -> str | None:
         click.UsageError: there is nothing, and nobody to ask.
         RequestError: a part is not UTF-8.
     """
+    if given.words == ("-",):
+        given = Input([*given.files, ("-", None)], (), given.no_stdin)
     parts = [_stdin(terminal) if text is None else named(path, text) for path, text in given.files]
     is_read = any(text is None for _, text in given.files)
     if not (is_read or given.no_stdin) and wants_reading(terminal.stdin_mode()):

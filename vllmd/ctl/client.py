@@ -50,13 +50,20 @@ class Exchange:
             yield from events
 
     def blocks(self, until: "Exchange | None" = None, tick_s: float | None = None) -> "Iterator[list[Event]]":
-        """The response's events as they come, those together that came together.
-
-        They end when the connection does, however it ended.
+        """The response's events as they come, those together that came together. Ends and raises as `unread` does.
 
         Args:
             until: ends them, too, as soon as this one is answered.
             tick_s: after so many seconds of silence an empty list comes, again and again; None for never.
+        """
+        from vllmd.sse import decode
+
+        return map(decode, self.unread(until, tick_s))
+
+    def unread(self, until: "Exchange | None" = None, tick_s: float | None = None) -> Iterator[bytes]:
+        """The same, as bytes in which every event is whole.
+
+        They end when the connection does, however it ended.
 
         Raises:
             VllmdError: the daemon refused the request, left before it answered, or does not answer with events.
@@ -70,7 +77,7 @@ class Exchange:
         with _named(self._address):
             for piece in self._connection.body(until._connection if until else None, tick_s):
                 self._trace("<", piece)
-                yield decoder.feed(piece)
+                yield decoder.block(piece)
 
     def json(self) -> Any:
         """The response's JSON. Raises as `events` does."""
@@ -167,7 +174,7 @@ class Client:
     def status(self, timeout_s: float = ANSWER_TIMEOUT_S) -> "Status":
         """The daemon as it is now. Raises as `ask` does."""
         from vllmd.ctl.which import read_status
-        from vllmd.wire import STATUS
+        from vllmd.routes import STATUS
 
         return read_status(self.ask("GET", STATUS, timeout_s))
 

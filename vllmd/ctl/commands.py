@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllmd.ctl import interrupt
+from vllmd.ctl.failure import Failure
 from vllmd.ctl.invocation import Invocation
 from vllmd.errors import ExitStatus
 
@@ -31,7 +32,30 @@ VERBS = {
     "events": ("vllmd.ctl.events", "Follow what happens to the models."),
     "logs": ("vllmd.ctl.logs", "Show what the daemon and its engines have logged."),
     "completion": ("vllmd.ctl.completion", "Print the script that completes vllmctl in a shell."),
+    "help": ("vllmd.ctl.help", "Show how vllmctl, or one of its commands, is used."),
 }
+
+ELSEWHERE = {
+    "run": "chat",
+    "ask": "chat",
+    "prompt": "chat",
+    "repl": "chat",
+    "list": "models",
+    "ls": "models",
+    "start": "load",
+    "stop": "unload",
+    "reload": "restart",
+    "kill": "cancel",
+    "rm": "cancel",
+    "log": "logs",
+    "journal": "logs",
+    "info": "status",
+    "version": "--version",
+}
+"""What other programs call what a verb, or an option, does here."""
+
+DAEMON_S = ("start", "stop", "restart", "reload", "enable", "disable", "serve")
+"""Words of systemctl's, which starts and stops the daemon."""
 
 MEANINGS = {
     ExitStatus.OK: "done; also if the answer stopped at its longest length",
@@ -107,6 +131,7 @@ class Verb(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._own = tuple(self.params)
         self.params += _shared_options()
         for each in self.params:
             if isinstance(each, click.Option):
@@ -116,6 +141,26 @@ class Verb(click.Command):
         """Runs the command; from here on there may be something to put in order when Ctrl-C comes."""
         interrupt.raises()
         return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verb's own options apart from those that all have."""
+        every = self.get_params(ctx)
+        for title, params in (
+            ("Options", self._own),
+            ("Options of all commands", [each for each in every if each not in self._own]),
+        ):
+            records = [each.get_help_record(ctx) for each in params if isinstance(each, click.Option)]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl([each for each in records if each])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples; they are to be copied, so that no line is broken."""
+        from vllmd.ctl.examples import examples_of
+
+        if lines := examples_of(str(self.name)):
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in lines))
 
     def _variable(self, option: click.Option) -> str:
         """The environment variable with an option's default, called as the option is: click would take the name that
@@ -145,9 +190,7 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            from vllmd.settings import nearest
-
-            raise click.UsageError(f"no such command: {args[0]}{nearest(args[0], VERBS)}", ctx)
+            raise no_such_command(args[0])
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
@@ -166,3 +209,18 @@ class Verbs(click.Group):
             formatter.write_dl([(str(int(status)), meaning) for status, meaning in MEANINGS.items()])
         with formatter.section("Environment"):
             formatter.write_dl(ENVIRONMENT)
+
+
+def no_such_command(word: str) -> Failure:
+    """What to say to somebody who takes `word` for a verb."""
+    from vllmd.settings import nearest
+
+    hint = "see:  vllmctl --help"
+    if " " in word.strip():
+        return Failure("no command was given", 'to ask a model:  vllmctl chat "..."', ExitStatus.USAGE)
+    if found := ELSEWHERE.get(word):
+        hint = f"try:  vllmctl {found}"
+    if word in DAEMON_S:
+        hint += f"\nthe daemon itself is systemctl's:  systemctl {'start' if word == 'serve' else word} vllmd"
+    suggestion = "" if found else nearest(word, VERBS)
+    return Failure(f"no such command: {word}{suggestion}", hint, ExitStatus.USAGE)

@@ -16,14 +16,14 @@ take longer, and then nobody waits for it."""
 
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """The models' names that begin so."""
-    from vllmd.wire import MODELS
+    from vllmd.routes import MODELS
 
     return _ask(context, MODELS, lambda listing: listing["data"], incomplete)
 
 
 def request_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """The ids of requests under way that begin so."""
-    from vllmd.wire import REQUESTS
+    from vllmd.routes import REQUESTS
 
     return _ask(context, REQUESTS, lambda listing: listing["requests"], incomplete)
 

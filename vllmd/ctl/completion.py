@@ -7,13 +7,21 @@ the path, and nothing that goes wrong at a tab is ever said.
 from contextlib import suppress
 
 import click
-from click.shell_completion import ShellComplete, get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 from vllmd.ctl.commands import COMPLETE_VARIABLE, Verb
 from vllmd.ctl.invocation import Invocation
 from vllmd.errors import ExitStatus
 
-SHELLS = ("bash", "zsh", "fish")
+
+class Fish(FishComplete):
+    """click's, whose script would cut explanations and names at their first comma."""
+
+    source_template = FishComplete.source_template.replace('split ","', 'split --max 1 ","')
+
+
+COMPLETERS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": Fish}
+SHELLS = tuple(COMPLETERS)
 
 
 @click.command(cls=Verb)
@@ -49,6 +57,4 @@ def answer(cli: click.Command, invocation: Invocation, instruction: str) -> int:
 
 
 def _completer(cli: click.Command, invocation: Invocation | None, shell: str) -> ShellComplete:
-    found = get_completion_class(shell)
-    assert found is not None, "click knows all of SHELLS"
-    return found(cli, {"obj": invocation}, "vllmctl", COMPLETE_VARIABLE)
+    return COMPLETERS[shell](cli, {"obj": invocation}, "vllmctl", COMPLETE_VARIABLE)

@@ -18,7 +18,7 @@ from vllmd.ctl.framing import NotHttp, framing_of
 
 CONNECT_TIMEOUT_S = 10.0
 _HTTP = b"HTTP/1."
-_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_END_OF_HEAD = rb"\r?\n\r?\n"
 _HEAD_MAX_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 1024
 
@@ -72,7 +72,7 @@ class Connection:
             NotHttp: it answered something else.
         """
         data = b""
-        while not (end := _END_OF_HEAD.search(data)):
+        while not (end := re.search(_END_OF_HEAD, data)):
             if data[: len(_HTTP)] != _HTTP[: len(data)] or len(data) > _HEAD_MAX_BYTES:
                 raise NotHttp
             piece = self._receive()

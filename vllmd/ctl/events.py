@@ -10,8 +10,9 @@ from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import LOOK, Failure
 from vllmd.ctl.invocation import Invocation
 from vllmd.errors import DaemonUnreachable, ExitStatus
+from vllmd.routes import EVENTS
 from vllmd.sse import Event
-from vllmd.wire import EVENTS, model_status
+from vllmd.wire import model_status
 
 
 @click.command(cls=Verb)

@@ -5,6 +5,7 @@ to stdout, everything else to stderr.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vllmd.ctl.ask import STOPPED, Manner, Question, ask
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 
 HELP = '''\
 /system TEXT      the system prompt from now on; without TEXT: none
-/set NAME VALUE   a parameter, such as temperature 0.2; without VALUE: the model's own; without NAME: show all
+/set NAME VALUE   a parameter, such as temperature 0.2; without VALUE: as the
+                  model has it; without NAME: show what is set
 /reset            forget what was said; the system prompt stays
 /stats            figures after each answer, or no longer
 /help             this list
+/bye              leave, as Ctrl-D does
 """               begins and ends a text of several lines
-Ctrl-C            stop the answer; again, or Ctrl-D: leave'''
+Ctrl-C            stop the answer; again: leave'''
+
+LEAVE = ("/bye", "/exit", "/quit")
 
 Save = Callable[[Messages, dict[str, Any]], None]
 
@@ -67,6 +72,8 @@ class Dialogue:
 
     def run(self) -> ExitStatus:
         """Goes on until the user leaves."""
+        # While nobody waits for it; and a Ctrl-C in an import may come back when Python ends (its run_eval_code_obj).
+        import_module("vllmd.ctl.answer")
         keyboard = Keyboard()
         self._say("Ctrl-D leaves, /help tells what else can be done")
         while True:
@@ -84,7 +91,9 @@ class Dialogue:
 
     def _hear(self, text: str) -> None:
         self._is_leaving = False
-        command, _, rest = text.partition(" ")
+        command, _, rest = text.strip().partition(" ")
+        if command in LEAVE:
+            raise EOFError
         if command in self._commands:
             self._commands[command](rest.strip())
         elif command.startswith("/") and command[1:].isalpha():
@@ -113,14 +122,14 @@ class Dialogue:
         self._say("the system prompt is set" if text else "there is no system prompt")
 
     def _set(self, text: str) -> None:
-        name, _, value = text.partition(" ")
+        name, _, value = (text if "=" not in text.partition(" ")[0] else text.replace("=", " ", 1)).partition(" ")
         if name in RESERVED:
             self._say(f"{name} is set by vllmctl itself")
         elif value.strip():
             self._parameters[name] = json_or_text(value.strip())
         elif name:
             self._parameters.pop(name, None)
-        else:
+        if not name or name in self._parameters:
             self._say("\n".join(f"{name} {value}" for name, value in self._parameters.items()) or "nothing is set")
 
     def _reset(self, _: str) -> None:

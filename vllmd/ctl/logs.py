@@ -21,11 +21,13 @@ from vllmd.ctl.complete import model_names
 from vllmd.ctl.events import read_table
 from vllmd.ctl.failure import LOOK
 from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.number import Number
 from vllmd.ctl.reach import SYSTEM_SOCKET
 from vllmd.ctl.since import since as read_since
 from vllmd.ctl.terminal import Terminal
 from vllmd.errors import DaemonUnreachable, ExitStatus
-from vllmd.wire import LOGS, LogLine, log_line
+from vllmd.routes import LOGS
+from vllmd.wire import LogLine, log_line
 
 UNIT = "vllmd.service"
 FOLLOWED_LINES = 10
@@ -45,7 +47,7 @@ class Wanted(NamedTuple):
 
 @click.command(cls=Verb, context_settings={"ignore_unknown_options": True})
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
-@click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help="The last N lines only.")
+@click.option("-n", "--lines", type=Number(0, whole=True), metavar="N", help="The last N lines only.")
 @click.option("--since", metavar="TIME", help="From then on: '19:00', '2026-11-23 19:00', '-10min', 'today'.")
 @click.option(
     "-m", "--model", metavar="NAME", shell_complete=model_names, help="Only the lines of this model's engine."

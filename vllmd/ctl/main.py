@@ -5,16 +5,22 @@ Python would print a traceback. In between there may be a line to end on the ter
 process with 141, silently, as if SIGPIPE had.
 """
 
+import gc
 import os
 import sys
 
 from vllmd.ctl import interrupt
+
+FEW_COLLECTIONS = 30_000
+"""New objects between two searches for garbage. All that is imported stays: to search it over and over again would take
+a twentieth of the time until a question has left."""
 
 
 def main() -> None:
     """Runs vllmctl on this process's arguments and ends the process."""
     interrupt.kills()
     interrupt.admit()
+    gc.set_threshold(FEW_COLLECTIONS)
     from vllmd.ctl.invocation import Invocation
     from vllmd.ctl.run import run
     from vllmd.ctl.terminal import Terminal

@@ -8,7 +8,7 @@ from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import LOOK
 from vllmd.ctl.invocation import Invocation
 from vllmd.errors import DaemonUnreachable, ExitStatus
-from vllmd.wire import MODELS
+from vllmd.routes import MODELS
 
 
 @click.command(cls=Verb)

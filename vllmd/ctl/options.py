@@ -1,7 +1,6 @@
 """The kinds of values that options of `vllmctl chat` take."""
 
 import json
-from math import isfinite
 from typing import Any
 
 import click
@@ -12,14 +11,16 @@ RESERVED = ("messages", "stream", "stream_options")
 """Fields of a request that are vllmctl's own to set."""
 
 
-class Number(click.FloatRange):
-    """A finite number within bounds; click's own type lets `nan` through."""
+class Text(click.ParamType[str]):
+    """A text as it was typed, which must be UTF-8."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not isfinite(number):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        return number
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return typed(str(value), max(param.opts, key=len) if param else "the command line")
+
+
+TEXT = Text()
 
 
 def read_file(path: str) -> str:
@@ -40,6 +41,8 @@ def text_or_file(ctx: click.Context, param: click.Parameter, value: str | None) 
     """An option's value: a text, or `@FILE` for the text of a file."""
     if value is None or not value.startswith("@"):
         return value and typed(value, "the system prompt")
+    if value == "@":
+        raise click.BadParameter("@ needs the name of a file behind it", ctx, param)
     return read_file(value[1:]).strip("\r\n")
 
 
@@ -57,7 +60,7 @@ def parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
             raise click.BadParameter(f"{text!r} is not NAME=VALUE", ctx, param)
         if name in RESERVED:
             raise click.BadParameter(f"{name} is set by vllmctl itself", ctx, param)
-        found[name] = json_or_text(value)
+        found[name] = json_or_text(typed(value, "--param"))
     return found
 
 

@@ -16,7 +16,8 @@ from vllmd.ctl.load import say
 from vllmd.ctl.status import duration
 from vllmd.ctl.table import table
 from vllmd.errors import DaemonUnreachable, ExitStatus
-from vllmd.wire import REQUESTS, RequestStatus, request_status
+from vllmd.routes import REQUESTS
+from vllmd.wire import RequestStatus, request_status
 
 HEADINGS = ("ID", "WHO", "MODEL", "STATE", "AGE", "TOKENS")
 

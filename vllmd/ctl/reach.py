@@ -1,11 +1,13 @@
 """Where the daemon is, and what to say when nobody answers there."""
 
 import os
+import stat
 from collections.abc import Mapping
 
 from vllmd.address import Address, UnixAddress, default_socket, parse
 from vllmd.errors import AddressError, DaemonUnreachable, Denied, VllmdError
 
+_CHOOSE = "--host and VLLMD_HOST choose another address"
 SYSTEM_SOCKET = UnixAddress("/run/vllmd/vllmd.sock")
 
 
@@ -45,14 +47,14 @@ def unreachable(address: Address, error: OSError) -> VllmdError:
             f"permission denied on {address.path}",
             f"join the group:  sudo usermod -aG {group} $USER   (then log in again)",
         )
+    if isinstance(error, ConnectionRefusedError) and isinstance(address, UnixAddress) and not _is_socket(address.path):
+        return DaemonUnreachable(f"cannot reach vllmd at {address}: that is no socket", _CHOOSE)
     return DaemonUnreachable(f"cannot reach vllmd at {address}: {_reason(error)}", f"is it running?  {_look(address)}")
 
 
 def not_vllmd(address: Address, what: str) -> VllmdError:
     """What answers at `address` is not vllmd, or of a version that cannot be understood."""
-    return DaemonUnreachable(
-        f"what answers at {address} {what}", "is it vllmd?  --host and VLLMD_HOST choose another address"
-    )
+    return DaemonUnreachable(f"what answers at {address} {what}", f"is it vllmd?  {_CHOOSE}")
 
 
 def _reason(error: OSError) -> str:
@@ -62,6 +64,13 @@ def _reason(error: OSError) -> str:
         return "no answer in time"
     text = error.strerror or str(error) or type(error).__name__
     return text[:1].lower() + text[1:]
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True  # it was one a moment ago
 
 
 def _look(address: Address) -> str:

@@ -63,7 +63,15 @@ def _complete(invocation: Invocation, instruction: str) -> int:
 
 
 def _usage(error: click.ClickException) -> tuple[str, str]:
-    message = error.format_message().rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context else "vllmctl"
-    return message[:1].lower() + message[1:], f"see:  {path} --help"
+    return _complaint(error), f"see:  {path} --help"
+
+
+def _complaint(error: click.ClickException) -> str:
+    """What is wrong, and with which option."""
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param:
+        names = error.param.opts if isinstance(error.param, click.Option) else [error.param.human_readable_name]
+        return f"{max(names, key=len)}: {error.message.rstrip('.')}"
+    message = error.format_message().rstrip(".")
+    return message[:1].lower() + message[1:]

@@ -6,11 +6,12 @@ import time
 import click
 
 from vllmd.ctl.commands import Verb
-from vllmd.ctl.failure import Failure
+from vllmd.ctl.failure import Failure, exit_status
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.which import read_status
 from vllmd.errors import DaemonUnreachable, ExitStatus, VllmdError
-from vllmd.wire import STATUS, ModelStatus, Status
+from vllmd.routes import STATUS
+from vllmd.wire import ModelStatus, Status
 
 
 @click.command(cls=Verb)
@@ -27,6 +28,8 @@ def status(invocation: Invocation, as_json: bool) -> ExitStatus:
     except DaemonUnreachable:
         raise
     except VllmdError as error:
+        if exit_status(error) is ExitStatus.USAGE:
+            raise
         raise Failure(error.message, error.hint, ExitStatus.DENIED) from error
     lines = [json.dumps(table)] if as_json else render(found, time.time())
     invocation.terminal.line("\n".join(lines))

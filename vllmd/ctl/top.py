@@ -14,6 +14,7 @@ from vllmd.ctl.client import Client
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import wording
 from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.number import Number
 from vllmd.ctl.ps import fetch, shortened
 from vllmd.ctl.status import duration
 from vllmd.ctl.table import table
@@ -42,7 +43,7 @@ class Look(NamedTuple):
 @click.option(
     "-d",
     "--delay",
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     default=1.0,
     metavar="SECONDS",
     help="Between two looks; 1 if not given.",

@@ -15,10 +15,12 @@ from vllmd.ctl.commands import Verb
 from vllmd.ctl.complete import model_names
 from vllmd.ctl.failure import LOOK, Failure
 from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.number import Number
 from vllmd.ctl.which import find
 from vllmd.errors import DaemonUnreachable, ExitStatus
+from vllmd.routes import EVENTS
 from vllmd.sse import Event
-from vllmd.wire import EVENTS, ModelStatus, model_status
+from vllmd.wire import ModelStatus, model_status
 
 PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 1.0
 """Seconds between two tries to reach a daemon that is not there; they double."""
@@ -34,7 +36,7 @@ News = ModelStatus | DaemonUnreachable
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0.001),
     metavar="SECONDS",
     help="Give up after so long; without it, never.",
 )

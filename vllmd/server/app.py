@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from vllmd import wire
+from vllmd import routes
 from vllmd.config import Config
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
@@ -40,17 +40,17 @@ def build(
     app.add_routes(
         [
             *(web.post(path, openai.infer) for path in INFERENCE),
-            web.get(wire.MODELS, openai.models),
-            web.get(wire.MODELS + "/{name:.+}", openai.model),
-            web.post(wire.PROMPT, prompt.prompt),
-            web.post(wire.WORKFLOW_RUNS, prompt.workflow_run),
-            web.get(wire.HEALTH, control.health),
-            web.get(wire.READY, control.ready),
-            web.get(wire.STATUS, control.status),
-            web.get(wire.EVENTS, control.events),
-            web.get(wire.LOGS, logs.lines),
-            web.get(wire.REQUESTS, requests.list),
-            web.delete(wire.REQUESTS + "/{id:.+}", requests.cancel),
+            web.get(routes.MODELS, openai.models),
+            web.get(routes.MODELS + "/{name:.+}", openai.model),
+            web.post(routes.PROMPT, prompt.prompt),
+            web.post(routes.WORKFLOW_RUNS, prompt.workflow_run),
+            web.get(routes.HEALTH, control.health),
+            web.get(routes.READY, control.ready),
+            web.get(routes.STATUS, control.status),
+            web.get(routes.EVENTS, control.events),
+            web.get(routes.LOGS, logs.lines),
+            web.get(routes.REQUESTS, requests.list),
+            web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]
     )

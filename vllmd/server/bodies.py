@@ -7,10 +7,11 @@ from typing import Any
 from aiohttp import web
 
 from vllmd.errors import ModelNotFound, RequestError, VllmdError
+from vllmd.routes import WAIT_HEADER
 from vllmd.server.access import identify
 from vllmd.server.calls import Call
 from vllmd.settings import nearest
-from vllmd.wire import WAIT_HEADER, dumps
+from vllmd.wire import dumps
 
 REQUEST_ID = web.RequestKey("request_id", str)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 
-from vllmd import __version__, wire
+from vllmd import __version__, routes, wire
 from vllmd.config import Config
 from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.supervisor import Supervisor
@@ -113,7 +113,7 @@ class Control:
         supervisor, verb = self._supervisors[name], request.match_info["verb"]
         supervisor.post(_ORDERS[verb]())
         if request.query.get("wait", "0") == "0":
-            return json_response({"model": name, "watch": wire.EVENTS}, status=202)
+            return json_response({"model": name, "watch": routes.EVENTS}, status=202)
         await self._outcome(supervisor, verb)
         return json_response(wire.to_json(self._status_of(supervisor)))
 

@@ -19,9 +19,9 @@ from aiohttp import web
 
 from vllmd import sse
 from vllmd.errors import EngineSaid, VllmdError
+from vllmd.routes import CONTINUED_HEADER, REPLAYED_HEADER
 from vllmd.server import endings
 from vllmd.server.endings import Fault
-from vllmd.wire import CONTINUED_HEADER, REPLAYED_HEADER
 
 EVENT_STREAM = "text/event-stream"
 STREAM_HEADERS = {"content-type": EVENT_STREAM, "cache-control": "no-cache", "x-accel-buffering": "no"}

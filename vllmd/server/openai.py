@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from vllmd import wire
+from vllmd import routes
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError
 from vllmd.server.bodies import choose_model, json_response, make_call, read_json
@@ -14,7 +14,7 @@ from vllmd.server.doors import PlainDoor
 from vllmd.server.relay import Relay
 
 INFERENCE = (
-    wire.CHAT_COMPLETIONS,
+    routes.CHAT_COMPLETIONS,
     "/v1/completions",
     "/v1/embeddings",
     "/v1/responses",
@@ -25,7 +25,7 @@ INFERENCE = (
 )
 """The engine's routes that clients reach. Its management and development routes are none of them."""
 
-STREAMING = frozenset({wire.CHAT_COMPLETIONS, "/v1/completions", "/v1/responses", "/v1/messages"})
+STREAMING = frozenset({routes.CHAT_COMPLETIONS, "/v1/completions", "/v1/responses", "/v1/messages"})
 """Those that can answer with a stream; only there may a held request be told how far the model is."""
 
 

@@ -17,8 +17,8 @@ from vllmd.server.continuation import Seam, Transcript
 from vllmd.server.doors import Door
 from vllmd.server.endings import Fault
 from vllmd.server.straight import Straight
-from vllmd.server.template import Learner, Template
 from vllmd.sse import Splitter, events_in
+from vllmd.template import Learner, Template
 
 EARLY_BYTES = 64 * 1024
 """Of an answer that is held back until the door has something to show; then it opens for that alone."""

@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
-from vllmd import sse, wire
+from vllmd import routes, sse, wire
 from vllmd.config import Config
 from vllmd.errors import EngineError, StreamBroken, VllmdError
 from vllmd.server import chat
@@ -42,7 +42,7 @@ class Prompt:
         asked = read(await read_json(request))
         model = choose_model(asked.model, self._config.models, self._config.default_model)
         body = wire.dumps(chat_body(asked, model, self._config)).encode()
-        call = make_call(request, model=model, path=wire.CHAT_COMPLETIONS, body=body, stream=asked.stream)
+        call = make_call(request, model=model, path=routes.CHAT_COMPLETIONS, body=body, stream=asked.stream)
         door = TextDoor(request, call) if asked.stream else JsonDoor(request, call)
         await self._relay.carry(call, door)
         assert door.response is not None, "a call that ends without an error has an answer"

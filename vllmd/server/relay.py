@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from vllmd import wire
+from vllmd import routes
 from vllmd.config import Config
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
@@ -84,7 +84,7 @@ class Relay:
 
     def _transcript(self, call: Call) -> Transcript | None:
         settings = self._config.replay
-        if not (settings.continuation and settings.limit and call.stream and call.path == wire.CHAT_COMPLETIONS):
+        if not (settings.continuation and settings.limit and call.stream and call.path == routes.CHAT_COMPLETIONS):
             return None
         return Transcript(call.body, settings.continuation_bytes)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from vllmd.engine.body import CRLF, FRAMES, HEADS
 from vllmd.server.doors import CLOGGED_BYTES, Door
-from vllmd.server.template import QUOTE, Template
+from vllmd.template import QUOTE, Template
 
 
 class Straight:
