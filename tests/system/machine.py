@@ -1,0 +1,183 @@
+"""A machine for tests: Debian in a container, with a real systemd as its process 1.
+
+systemd-nspawn boots it within two seconds over a throw-away overlay of a root file system that mmdebstrap made before
+(debian.py: two minutes, once). Its network is its own, with nothing but lo. Tests stay outside: they run commands in it, see
+its files below `path`, and reach its sockets by that path or by `connect`. Everything runs in a PID namespace whose end
+is the end of all of it, mounts included, however the tests end.
+"""
+
+import ctypes
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from waiting import until_sync
+
+BOOTS_WITHIN_S = 120.0
+LONGEST_COMMAND_S = 120.0
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+
+BOOT = """
+mount -t tmpfs -o mode=755 tmpfs "$1" && cd "$1" && mkdir upper work root &&
+mount -t overlay overlay -o "lowerdir=$2,upperdir=upper,workdir=work" root &&
+exec systemd-nspawn --quiet --register=no --keep-unit --machine=vllmd-test --console=pipe --private-network \
+    --directory=root --boot
+"""
+"""Runs in namespaces of its own. $1: an empty directory; $2: the root file system."""
+
+class Machine:
+    """A machine that runs.
+
+    Args:
+        leader: the process here that is process 1 there.
+    """
+
+    def __init__(self, leader: int) -> None:
+        self.leader = leader
+
+    def path(self, inside: str) -> Path:
+        """A file of the machine's, as it is seen from here."""
+        return Path(f"/proc/{self.leader}/root{inside}")
+
+    def run(self, *argv: str, user: str = "", stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        """Runs a command in it, as `user` or as root."""
+        enter = ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd=/"]
+        environ = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root", "SYSTEMD_PAGER="]
+        who = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"] if user else []
+        return subprocess.run(
+            [*enter, *environ, *who, *argv],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_COMMAND_S,
+            check=False,
+        )
+
+    def __call__(self, *argv: str, user: str = "", stdin: str = "") -> str:
+        """Runs a command that must succeed; returns what it printed."""
+        ran = self.run(*argv, user=user, stdin=stdin)
+        if ran.returncode:
+            raise AssertionError(f"{argv} ended with {ran.returncode}: {ran.stdout}{ran.stderr}\n{self.journal()[-6000:]}")
+        return ran.stdout.strip()
+
+    def write(self, inside: str, text: str) -> None:
+        """Writes a file in it, its directories included."""
+        self.path(inside).parent.mkdir(parents=True, exist_ok=True)
+        self.path(inside).write_text(text)
+
+    def show(self, unit: str, name: str) -> str:
+        """A property of a unit's (systemctl show)."""
+        return self("systemctl", "show", "--value", "--property", name, unit)
+
+    def kill(self, pid: int, signal: str) -> None:
+        """Sends a signal to a process of its, by its number there."""
+        self("sh", "-c", f"kill -{signal} {pid}")
+
+    def journal(self, *options: str) -> str:
+        """The lines of its journal."""
+        return self.run("journalctl", "--no-pager", "--output=cat", *options).stdout
+
+    def connect(self, port: int) -> socket.socket:
+        """A connection to a TCP port of its loopback interface, which is another one than ours."""
+        made: list[socket.socket] = []
+        thread = threading.Thread(target=lambda: made.append(_socket_in(self.leader)))  # a thread can move alone
+        thread.start()
+        thread.join()
+        (found,) = made
+        found.settimeout(LONGEST_COMMAND_S)
+        found.connect(("127.0.0.1", port))
+        return found
+
+
+def _socket_in(pid: int) -> socket.socket:
+    """A socket in the network of that process; the calling thread stays there (setns(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/proc/{pid}/ns/net", "rb") as network:
+        if libc.setns(network.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+    return socket.socket()
+
+
+@contextmanager
+def booted(root: Path, folder: Path) -> Iterator[Machine]:
+    """A machine for as long as the block lasts.
+
+    Args:
+        root: its root file system, which stays as it is.
+        folder: an empty one, for its console and as a place to mount on.
+    """
+    (folder / "root").mkdir()
+    with _cgroups() as groups, (folder / "console").open("wb") as console:
+        unshare = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        enter = "".join(f"echo $$ > {each}/cgroup.procs && " for each in groups)
+        boot = ["sh", "-c", f'{enter}exec "$@"', "sh", *unshare, "sh", "-c", BOOT, "sh", str(folder / "root"), str(root)]
+        environ = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        outer = subprocess.Popen(boot, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environ)
+        try:
+            yield _when_up(outer, folder / "console")
+        finally:
+            outer.kill()
+            outer.wait()
+
+
+@contextmanager
+def _cgroups() -> Iterator[list[Path]]:
+    """A cgroup of the machine's own in each hierarchy that systemd uses, so that it does not spread beside others'."""
+    tree = Path("/sys/fs/cgroup")
+    hierarchies = [tree / name for name in ("systemd", "unified") if (tree / name).is_dir()] or [tree]
+    groups = [each / f"vllmd-test-{os.getpid()}-{threading.get_native_id()}" for each in hierarchies]
+    for each in groups:
+        each.mkdir()
+    try:
+        yield groups
+    finally:
+        for each in groups:
+            until_sync(lambda each=each: _remove(each), f"{each} to be empty")  # type: ignore[misc]
+
+
+def _remove(group: Path) -> bool:
+    """Removes a cgroup, if all processes in and below it have gone."""
+    for below, _, _ in os.walk(group, topdown=False):
+        with suppress(OSError):
+            os.rmdir(below)
+    return not group.exists()
+
+
+def _when_up(outer: "subprocess.Popen[bytes]", console: Path) -> Machine:
+    """The machine, once it has started all units."""
+    found: list[Machine] = []
+
+    def is_up() -> bool:
+        assert outer.poll() is None, "systemd-nspawn has ended"
+        for machine in found or [Machine(pid) for pid in _grandchildren(outer.pid) if _is_first(pid)]:
+            found[:] = [machine]
+            return machine.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
+        return False
+
+    try:
+        until_sync(is_up, "the machine to be up", BOOTS_WITHIN_S)
+    except AssertionError as error:
+        raise AssertionError(f"{error}:\n{console.read_text(errors='replace')[-4000:]}") from None
+    return found[0]
+
+
+def _grandchildren(pid: int) -> list[int]:
+    return [grandchild for child in _children(pid) for grandchild in _children(child)]
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _is_first(pid: int) -> bool:
+    """Whether that process is process 1 of a PID namespace below ours and nspawn's."""
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        return len(status.split("NSpid:")[1].split("\n")[0].split()) == 3 and "\t1\n" in status.split("NSpid:")[1]
+    return False
