@@ -17,12 +17,14 @@ from vllmd import __version__
 from vllmd.config import Config, load, locate
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
+from vllmd.engine.kept import found
 from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
+from vllmd.engine.succession import hand_over, take_over
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
-from vllmd.lifecycle import Load
 from vllmd.notify import Notifier
+from vllmd.passed import passed
 from vllmd.server.app import build
 from vllmd.server.calls import Calls
 from vllmd.server.sockets import addresses_of, listening, serving
@@ -127,7 +129,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def serve(config: Config) -> None:
-    """Runs the daemon until SIGTERM or SIGINT, then ends every stream and every engine in order.
+    """Runs the daemon until SIGTERM or SIGINT, then ends every stream in order, and every engine that is not left to
+    the next vllmd.
 
     Raises:
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
@@ -141,8 +144,8 @@ async def serve(config: Config) -> None:
     ):
         supervisors = _supervisors(config, feed, notifier)
         app = build(config, supervisors, feed, calls, addresses_of(sockets))
-        for supervisor in supervisors.values():
-            supervisor.post(Load())  # before the doors open: sockets that systemd passes have clients waiting already
+        # Before the doors open: sockets that systemd passes have clients waiting already.
+        await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
         async with _running(supervisors, config.default_model, feed, notifier), serving(app, sockets) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
             await signals.get()
@@ -151,7 +154,7 @@ async def serve(config: Config) -> None:
             await doors.close()
             await _drain(calls, config.relay.drain_s, signals)
             # Who signals once more need not wait for the engines either: leaving the block kills them.
-            await _unless_hurried(*(each.close() for each in supervisors.values()), signals=signals)
+            await _unless_hurried(hand_over(supervisors.values(), notifier), signals=signals)
     log.info("stopped")
 
 
@@ -162,7 +165,7 @@ def _supervisors(config: Config, feed: Feed, notifier: Notifier) -> dict[str, Su
     plans = [Plan(name, model, config.environment, config.paths, os.environ) for name, model in config.models.items()]
     for plan in plans:
         plan.check()
-    return {plan.name: Supervisor(plan, config.supervision, feed, extend) for plan in plans}
+    return {plan.name: Supervisor(plan, config.supervision, feed, extend, notifier) for plan in plans}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.generation import Generation
 from vllmd.engine.incidents import Incidents
+from vllmd.engine.kept import NOWHERE, Kept, Store
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
@@ -24,6 +25,8 @@ from vllmd.engine.timers import Timers
 from vllmd.errors import CertainFailure, NotListening
 from vllmd.errors import ProbeFailed as NoToken
 from vllmd.lifecycle import (
+    Adopt,
+    Adopted,
     Effect,
     Engine,
     Event,
@@ -60,10 +63,16 @@ class Supervisor:
         policy: how patient to be.
         feed: where every change of state and phase is published.
         on_sign_of_life: called at most once a second while a start makes progress.
+        store: keeps the engine while one vllmd follows another.
     """
 
     def __init__(
-        self, plan: Plan, policy: Policy, feed: Feed, on_sign_of_life: Callable[[], None] = lambda: None
+        self,
+        plan: Plan,
+        policy: Policy,
+        feed: Feed,
+        on_sign_of_life: Callable[[], None] = lambda: None,
+        store: Store = NOWHERE,
     ) -> None:
         self.plan = plan
         self.engine = Engine()
@@ -71,6 +80,8 @@ class Supervisor:
         self._policy = policy
         self._feed = feed
         self._on_sign_of_life = on_sign_of_life
+        self._store = store
+        self._kept: Kept | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._generation: Generation | None = None
         self._client: EngineClient | None = None
@@ -133,6 +144,16 @@ class Supervisor:
             seen = self._feed.last
         return self.engine.state
 
+    def adopt(self, kept: Kept) -> None:
+        """Goes on with an engine that an earlier vllmd has started, and that suits the plan (`Kept.obstacle`)."""
+        assert kept.record is not None, "without one it suits no plan"
+        self._kept = kept
+        self.post(Adopted(kept.record.generation, kept.record.was_ready))
+
+    def leave(self) -> bool:
+        """Lets go of the engine for the next vllmd to adopt; returns False where that cannot be: close it then."""
+        return self.engine.state is not State.STOPPING and self._generation is not None and self._generation.leave()
+
     async def close(self) -> None:
         """Unloads the model and returns when nothing of its engine is alive."""
         self.post(Unload())
@@ -176,10 +197,9 @@ class Supervisor:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Spawn(number):
-                # Made at once, not by the task: the next effect may be to kill it.
-                self._generation = Generation(number, self.plan, self._on_progress, self._on_line, self._moved)
-                self._client = EngineClient(self.plan.socket(number))
-                self._living = _start(self._live(self._generation, self._client))
+                self._begin(number, None)
+            case Adopt(number):
+                self._begin(number, self._kept)
             case Terminate():
                 self._living_generation().terminate()
             case Kill(examine):
@@ -191,6 +211,13 @@ class Supervisor:
             case SetTimer(timer, seconds, jitter):
                 fired = TimerFired(self.engine.epoch, timer)
                 self._timers.set(timer, seconds * (1 + random.random() * jitter), partial(self.post, fired))
+
+    def _begin(self, number: int, kept: Kept | None) -> None:
+        # Made at once, not by the task: the next effect may be to kill it.
+        news = (self._on_progress, self._on_line, self._moved)
+        self._generation = Generation(number, self.plan, *news, self._store, kept)
+        self._client = EngineClient(self.plan.socket(number))
+        self._living = _start(self._live(self._generation, self._client))
 
     def _living_generation(self) -> Generation:
         assert self._generation is not None, "effects on an engine come only while one is alive"

@@ -19,11 +19,9 @@ from vllmd import address
 from vllmd.address import Address, TcpAddress, UnixAddress
 from vllmd.config import Listen
 from vllmd.errors import AddressError
+from vllmd.passed import passed
 
 log = logging.getLogger(__name__)
-
-FIRST_PASSED_FD = 3
-"""sd_listen_fds(3): passed descriptors begin here."""
 
 BACKLOG = 1024
 AT_ONCE = 16
@@ -47,10 +45,9 @@ def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socke
     Raises:
         AddressError: a door cannot be opened; the hint says what to do.
     """
-    passed = list(_passed(environ))
-    if passed:
-        _refuse_networks(passed)
-        yield passed
+    if from_systemd := list(_passed(environ)):
+        _refuse_networks(from_systemd)
+        yield from_systemd
         return
     with ExitStack() as stack:
         opened = []
@@ -114,9 +111,9 @@ class _HungUp(asyncio.Protocol):
         cast(asyncio.WriteTransport, transport).abort()
 
 
-def _refuse_networks(passed: Sequence[socket.socket]) -> None:
+def _refuse_networks(sockets: Sequence[socket.socket]) -> None:
     """Sockets of systemd's keep to the same rule as `listen.tcp`: without keys, this machine alone."""
-    for each in passed:
+    for each in sockets:
         where = _address_of(each)
         if isinstance(where, TcpAddress) and not where.is_loopback:
             raise AddressError(
@@ -160,13 +157,12 @@ class Doors:
 
 def _passed(environ: Mapping[str, str]) -> Iterator[socket.socket]:
     """The sockets that systemd passes, if they are meant for this process."""
-    if environ.get("LISTEN_PID") != str(os.getpid()):
-        return
-    for number in range(int(environ.get("LISTEN_FDS", "0"))):
-        passed = socket.socket(fileno=FIRST_PASSED_FD + number)
-        passed.setblocking(False)
-        os.set_inheritable(passed.fileno(), False)
-        yield passed
+    for each in passed(environ, os.getpid()):
+        if not each.is_stored:
+            opened = socket.socket(fileno=each.fd)
+            opened.setblocking(False)
+            os.set_inheritable(opened.fileno(), False)
+            yield opened
 
 
 @contextmanager
