@@ -45,7 +45,7 @@ class Machine:
 
     def run(self, *argv: str, user: str = "", stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Runs a command in it, as `user` or as root."""
-        enter = ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd=/"]
+        enter = ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd"]
         environ = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root", "SYSTEMD_PAGER="]
         who = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"] if user else []
         return subprocess.run(
