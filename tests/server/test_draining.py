@@ -98,7 +98,7 @@ async def test_running_answers_finish(start: Start, number: signal.Signals, loop
 
 
 async def test_nothing_new_begins(start: Start) -> None:
-    daemon = start(knobs={"tokens_per_s": 20, "tokens": 20})
+    daemon = start(knobs={"tokens_per_s": 20, "tokens": 80})
     idle = [await daemon.unix.connect(), await daemon.tcp.connect()]
     for reader, writer in idle:  # connections that were open before
         writer.write(request("/health"))
@@ -118,12 +118,18 @@ async def test_nothing_new_begins(start: Start) -> None:
             return False
 
         await until(is_refused, "new connections to be refused", 5)
+    served: list[bool] = []
     for reader, writer in idle:
-        writer.write(request(CHAT, HELLO))
-        answer = await Exchange(reader, writer).end()
-        assert (answer.status, answer.error["code"]) == (503, "not_ready")
+
+        async def is_told(reader: Any = reader, writer: Any = writer) -> bool:
+            writer.write(request(CHAT, {**HELLO, "max_tokens": 1}))
+            answer = await Exchange(reader, writer).end()
+            served.append(answer.status == 200)
+            return answer.status == 503 and answer.error["code"] == "not_ready"
+
+        await until(is_told, "those that are connected to be refused as well", 3)  # they are given ASKS_WITHIN_S
         writer.close()
-    assert len(daemon.requests()) == 1
+    assert len(daemon.requests()) == 1 + sum(served)
     await running.end()
     assert running.whole
     await running.leave()
@@ -276,7 +282,7 @@ async def test_who_comes_during_the_drain_waits_for_the_next_vllmd_in_systemd_s_
         await running.leave()
         assert await asyncio.to_thread(daemon.wait) == 0
         assert not any(task.done() for task in later)
-        assert len(daemon.requests()) == 1
+        assert len(daemon.requests()) == 1 + sum(served)
         await asyncio.to_thread(go)
         for task in later:
             answer = await task

@@ -60,7 +60,7 @@ async def test_a_stream_that_is_longer_than_the_drain_limit_ends_with_an_error(s
     service.restart()
     service.control(tokens=400, tokens_per_s=20)
     async with service.unix.stream(CHAT, {**HELLO, "stream": True}) as stream:
-        await stream.until(b"tok1 ")
+        await stream.until(b"tok1")
         restarted = asyncio.create_task(asyncio.to_thread(service.restart))
         await stream.end()
         await restarted

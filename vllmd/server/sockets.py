@@ -30,6 +30,9 @@ AT_ONCE = 16
 OWN_FILES = 32
 """Descriptors that vllmd itself needs: sockets that listen, pipes to engines, files."""
 
+ASKS_WITHIN_S = 1.0
+"""From being let in to having asked: a client that came in just before the doors closed is not refused for that."""
+
 SHUTDOWN_S = 1.0
 """Streams have been drained before; what is still open then is idle."""
 
@@ -72,7 +75,7 @@ async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> Asy
         for each in sockets:
             servers.append(await loop.create_server(factory, sock=each, backlog=AT_ONCE))
             each.listen(BACKLOG)
-        yield Doors(servers)
+        yield Doors(servers, runner.server)
     finally:
         for server in servers:
             server.close()
@@ -144,15 +147,19 @@ class Doors:
 
     Args:
         servers: one for each.
+        clients: who serves those that have come in.
     """
 
-    def __init__(self, servers: Sequence[asyncio.Server]) -> None:
+    def __init__(self, servers: Sequence[asyncio.Server], clients: web.Server) -> None:
         self._servers = servers
+        self._clients = clients
 
     async def close(self) -> None:
-        """Takes no new connections; those that are open go on."""
+        """Takes no new connections; those that are open go on. Returns when the last to come in have had time to ask."""
         for server in self._servers:
             server.close()
+        if self._clients.connections:
+            await asyncio.sleep(ASKS_WITHIN_S)
 
 
 def _passed(environ: Mapping[str, str]) -> Iterator[socket.socket]:
