@@ -1,6 +1,7 @@
 """The unit files, read by systemd's own tools."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,8 +19,10 @@ needs_systemd = pytest.mark.skipif(
 @needs_systemd
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for name in ("vllmd.service", "vllmd.socket"):
-        # The command must exist to be accepted, and /usr/bin/vllmd does not here.
-        (tmp_path / name).write_text((UNITS / name).read_text().replace("/usr/bin/vllmd", shutil.which("true") or ""))
+        # The commands must exist to be accepted, and /usr/bin/vllmd does not here.
+        (tmp_path / name).write_text(
+            re.sub("/usr/bin/vllm(d|ctl)", shutil.which("true") or "", (UNITS / name).read_text())
+        )
     argv = ["systemd-analyze", "verify", str(tmp_path / "vllmd.service"), str(tmp_path / "vllmd.socket")]
     verdict = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
     assert (verdict.returncode, verdict.stderr) == (0, "")
