@@ -17,7 +17,7 @@ import tomli
 from vllmd import address
 from vllmd.errors import AddressError, ConfigError
 from vllmd.lifecycle import Policy
-from vllmd.settings import Problem, join, nearest, option, read
+from vllmd.settings import Applies, Problem, join, nearest, option, read
 
 RESERVED_FLAGS = {
     "uds": "vllmd chooses the engine's private socket",
@@ -38,29 +38,39 @@ RESERVED_VARIABLES = {"VLLM_API_KEY": "vllmd guards the door itself, and its hea
 class Listen:
     """Where clients come in. Sockets passed by systemd take the place of both."""
 
-    tcp: str = option("127.0.0.1:8080", "TCP address; empty: none")
-    unix: str = option("", "Unix socket; empty: /run/vllmd/vllmd.sock, for a user $XDG_RUNTIME_DIR/vllmd/vllmd.sock")
-    unix_mode: str = option("0660", "permissions of the Unix socket, octal")
+    tcp: str = option("127.0.0.1:8080", "TCP address; empty: none", applies=Applies.DAEMON)
+    unix: str = option(
+        "",
+        "Unix socket; empty: /run/vllmd/vllmd.sock, for a user $XDG_RUNTIME_DIR/vllmd/vllmd.sock",
+        applies=Applies.DAEMON,
+    )
+    unix_mode: str = option("0660", "permissions of the Unix socket, octal", applies=Applies.DAEMON)
     hosts: tuple[str, ...] = option((), "names beside localhost under which browsers may come in by TCP")
-    unix_group: str = option("", "group of the Unix socket; empty: the daemon's own")
+    unix_group: str = option("", "group of the Unix socket; empty: the daemon's own", applies=Applies.DAEMON)
 
 
 @dataclass(frozen=True)
 class Paths:
     """Directories. Empty means: what systemd gives, else the usual place for root or for a user."""
 
-    state: str = option("", "environments and what must survive a restart; /var/lib/vllmd")
-    runtime: str = option("", "the engines' private sockets; /run/vllmd/engines")
-    cache: str = option("", "caches of vLLM, Triton, Inductor and Hugging Face; /var/cache/vllmd")
+    state: str = option("", "environments and what must survive a restart; /var/lib/vllmd", applies=Applies.DAEMON)
+    runtime: str = option("", "the engines' private sockets; /run/vllmd/engines", applies=Applies.DAEMON)
+    cache: str = option(
+        "", "caches of vLLM, Triton, Inductor and Hugging Face; /var/cache/vllmd", applies=Applies.DAEMON
+    )
 
 
 @dataclass(frozen=True)
 class EnvironmentSettings:
     """Which vLLM, and where it is installed."""
 
-    requirement: str = option("vllm==0.33.0", "the pinned requirement of the engine's own virtual environment")
+    requirement: str = option(
+        "vllm==0.33.0", "the pinned requirement of the engine's own virtual environment", applies=Applies.ENGINE
+    )
     python: str = option("", "interpreter to build it with; empty: the one that runs vllmd")
-    path: str = option("", "use the vLLM in this virtual environment as it is, and install nothing")
+    path: str = option(
+        "", "use the vLLM in this virtual environment as it is, and install nothing", applies=Applies.ENGINE
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ class Replay:
 class Limits:
     """What a client may send."""
 
-    body_bytes: int = option(32 * 1024 * 1024, "largest request body, in bytes", minimum=1024)
+    body_bytes: int = option(32 * 1024 * 1024, "largest request body, in bytes", minimum=1024, applies=Applies.DAEMON)
 
 
 @dataclass(frozen=True)
@@ -124,10 +134,12 @@ class Access:
 class Model:
     """One model and the engine that serves it."""
 
-    model: str = option("", "what vLLM loads: a Hugging Face name or a directory")
+    model: str = option("", "what vLLM loads: a Hugging Face name or a directory", applies=Applies.ENGINE)
     default: bool = option(False, "serve requests that name no model; needed when there are several")
-    args: Mapping[str, Any] = option({}, "flags of `vllm serve`, passed through: max-model-len = 2048")
-    env: Mapping[str, Any] = option({}, "environment variables of this engine")
+    args: Mapping[str, Any] = option(
+        {}, "flags of `vllm serve`, passed through: max-model-len = 2048", applies=Applies.ENGINE
+    )
+    env: Mapping[str, Any] = option({}, "environment variables of this engine", applies=Applies.ENGINE, secret=True)
 
 
 BUILT_IN_MODELS = {
@@ -157,6 +169,13 @@ class Config:
     def default_model(self) -> str:
         """The name of the model that serves requests which name none."""
         return next(name for name, model in self.models.items() if model.default)
+
+
+@dataclass
+class Current:
+    """The configuration in force, for all who look it up whenever they need it. Only a reload puts another one here."""
+
+    config: Config
 
 
 _PATH_STARTS = ("/", "./", "../", "~")

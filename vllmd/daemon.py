@@ -8,13 +8,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vllmd import __version__
-from vllmd.config import Config, load, locate
+from vllmd.config import Config, Current, load, locate
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
 from vllmd.engine.kept import found
@@ -22,11 +22,14 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
 from vllmd.engine.succession import hand_over, take_over
 from vllmd.engine.supervisor import Supervisor
+from vllmd.engine.supervisors import Supervisors
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
 from vllmd.notify import Notifier
 from vllmd.passed import passed
 from vllmd.server.app import build
 from vllmd.server.calls import Calls
+from vllmd.server.relay import Relay
+from vllmd.server.reload import Reload
 from vllmd.server.sockets import addresses_of, listening, serving
 
 T = TypeVar("T")
@@ -41,6 +44,8 @@ SETTLED_S = 60.0
 OPEN_FILES = 65536
 """As many as the shipped unit allows: a running stream is two of them."""
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 CUT_SHORT_S = 5.0
 """Seconds that clients whose calls were cut short get to take the error."""
 
@@ -50,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     _log_to_stderr(arguments.verbose)
     try:
-        config = locate(load(arguments.config), os.environ, os.getuid())
-        sys.exit(arguments.act(config, arguments))
+        sys.exit(arguments.act(_read(arguments), arguments))
     except KeyboardInterrupt:
         sys.exit(ExitStatus.INTERRUPTED)
     except VllmdError as error:
@@ -60,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.hint:
             print(f"       {error.hint}", file=sys.stderr)
         sys.exit(outcome_of(error).exit_status)
+
+
+def _read(arguments: argparse.Namespace) -> Config:
+    return locate(load(arguments.config), os.environ, os.getuid())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,7 +115,7 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
 
 def _serve(config: Config, arguments: argparse.Namespace) -> int:
     _raise_limits()
-    _run(serve(config))
+    _run(serve(config, lambda: _read(arguments)))
     return 0
 
 
@@ -128,67 +136,85 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, read: Callable[[], Config]) -> None:
     """Runs the daemon until SIGTERM or SIGINT, then ends every stream in order, and every engine that is not left to
     the next vllmd.
+
+    Args:
+        config: what is in force at first.
+        read: reads the configuration anew.
 
     Raises:
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
-    feed, calls = Feed(), Calls()
+    current, feed, calls = Current(config), Feed(), Calls()
     with (
         Notifier() as notifier,
         exclusive(Path(config.paths.runtime)),
         listening(config.listen, os.environ) as sockets,
         _signals() as signals,
     ):
-        supervisors = _supervisors(config, feed, notifier)
-        app = build(config, supervisors, feed, calls, addresses_of(sockets))
+        supervisors = _supervisors(current, feed, notifier)
+        relay = Relay(current, supervisors, feed, calls)
+        reload = Reload(read, _plans, current, supervisors, calls, relay, notifier)
+        app = build(current, supervisors, feed, calls, relay, reload, addresses_of(sockets))
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
-        async with _running(supervisors, config.default_model, feed, notifier), serving(app, sockets) as doors:
+        async with _running(supervisors, current, feed, notifier), serving(app, sockets) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
-            await signals.get()
-            log.info("stopping: running streams get %g s to finish", config.relay.drain_s)
+            await _until_stopped(signals, reload)
+            log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
             notifier.stopping()
             await doors.close()
-            await _drain(calls, config.relay.drain_s, signals)
+            await _drain(calls, current.config.relay.drain_s, signals)
+            await reload.close()
             # Who signals once more need not wait for the engines either: leaving the block kills them.
             await _unless_hurried(hand_over(supervisors.values(), notifier), signals=signals)
     log.info("stopped")
 
 
-def _supervisors(config: Config, feed: Feed, notifier: Notifier) -> dict[str, Supervisor]:
-    def extend() -> None:
-        notifier.extend(config.supervision.startup_stall_s)
+async def _until_stopped(signals: "asyncio.Queue[signal.Signals]", reload: Reload) -> None:
+    """Waits for SIGTERM or SIGINT; SIGHUP reloads."""
+    while await signals.get() is signal.SIGHUP:
+        with suppress(VllmdError):  # which the log has told already
+            reload.now()
 
+
+def _plans(config: Config) -> list[Plan]:
     plans = [Plan(name, model, config.environment, config.paths, os.environ) for name, model in config.models.items()]
     for plan in plans:
         plan.check()
-    return {plan.name: Supervisor(plan, config.supervision, feed, extend, notifier) for plan in plans}
+    return plans
+
+
+def _supervisors(current: Current, feed: Feed, notifier: Notifier) -> Supervisors:
+    def extend() -> None:
+        notifier.extend(current.config.supervision.startup_stall_s)
+
+    def make(plan: Plan) -> Supervisor:
+        return Supervisor(plan, current.config.supervision, feed, extend, notifier)
+
+    return Supervisors(make, _plans(current.config))
 
 
 @contextmanager
 def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
-    """SIGTERM and SIGINT as they come, instead of their default effect."""
+    """SIGTERM, SIGINT and SIGHUP as they come, instead of their default effect."""
     loop, received = asyncio.get_running_loop(), asyncio.Queue[signal.Signals]()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         loop.add_signal_handler(number, received.put_nowait, number)
     try:
         yield received
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             loop.remove_signal_handler(number)
 
 
 @asynccontextmanager
-async def _running(
-    supervisors: Mapping[str, Supervisor], default: str, feed: Feed, notifier: Notifier
-) -> AsyncIterator[None]:
+async def _running(supervisors: Supervisors, current: Current, feed: Feed, notifier: Notifier) -> AsyncIterator[None]:
     """Supervisors and the conversation with systemd, for as long as the block lasts."""
-    async with asyncio.TaskGroup() as group:
-        works = [each.run() for each in supervisors.values()]
-        works += [_tell_systemd(notifier, supervisors[default], feed), _feed_watchdog(notifier)]
+    async with supervisors.running() as group:
+        works = [_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier)]
         tasks = [group.create_task(work) for work in works]
         try:
             yield
@@ -197,9 +223,10 @@ async def _running(
                 task.cancel()
 
 
-async def _tell_systemd(notifier: Notifier, supervisor: Supervisor, feed: Feed) -> None:
+async def _tell_systemd(notifier: Notifier, supervisors: Supervisors, current: Current, feed: Feed) -> None:
     """READY=1 with the first token of the default model, and a STATUS= line for every change."""
     while True:
+        supervisor = supervisors[current.config.default_model]
         status = supervisor.status
         notifier.status(f"{status.name}: {status.sentence()}")
         if supervisor.client is not None:

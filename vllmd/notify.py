@@ -3,6 +3,7 @@
 import logging
 import os
 import struct
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Notifier:
         self._watchdog_usec = _watchdog_usec(environ)
         self._has_store = environ.get("FDSTORE", "0") not in ("", "0")
         self._unsaid: deque[Word] = deque()
+        self._was_ready = False
 
     @property
     def is_behind(self) -> bool:
@@ -63,6 +65,7 @@ class Notifier:
 
     def ready(self) -> None:
         """A token came out of the engine: units ordered after this one may start."""
+        self._was_ready = True
         self._say("READY=1")
 
     def status(self, text: str) -> None:
@@ -76,6 +79,16 @@ class Notifier:
     def watchdog(self) -> None:
         """The event loop still turns."""
         self._say("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """The configuration is being read anew. Before the first token nothing is told of it: the start goes on."""
+        if self._was_ready:
+            self._say(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        """It was read."""
+        if self._was_ready:
+            self.ready()
 
     def stopping(self) -> None:
         """The daemon has begun to end."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from waiting import until_sync
+from waiting import alive, until_sync
 
 BOOTS_WITHIN_S = 120.0
 LONGEST_COMMAND_S = 120.0
@@ -33,11 +33,29 @@ class Machine:
     """A machine that runs.
 
     Args:
+        outer: what runs it.
+        console: what it has written there.
+
+    Attributes:
         leader: the process here that is process 1 there.
     """
 
-    def __init__(self, leader: int) -> None:
-        self.leader = leader
+    def __init__(self, outer: "subprocess.Popen[bytes]", console: Path) -> None:
+        self._outer = outer
+        self._console = console
+        self.leader = 0
+
+    def wait(self) -> None:
+        """Returns when it has started all units."""
+        try:
+            until_sync(self._is_up, "the machine to be up", BOOTS_WITHIN_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self._console.read_text(errors='replace')[-4000:]}") from None
+
+    def _is_up(self) -> bool:
+        assert self._outer.poll() is None, "systemd-nspawn has ended"
+        self.leader = next(filter(_is_first, _grandchildren(self._outer.pid)), 0)
+        return bool(self.leader) and self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
 
     def path(self, inside: str) -> Path:
         """A file of the machine's, as it is seen from here."""
@@ -81,6 +99,13 @@ class Machine:
         """The lines of its journal."""
         return self.run("journalctl", "--no-pager", "--output=cat", *options).stdout
 
+    def reboot(self) -> None:
+        """Boots it anew, on the same files."""
+        before = self.leader
+        self.run("systemctl", "--no-block", "reboot")
+        until_sync(lambda: not alive(before), "the machine to go down", BOOTS_WITHIN_S)
+        self.wait()
+
     def connect(self, port: int) -> socket.socket:
         """A connection to a TCP port of its loopback interface, which is another one than ours."""
         made: list[socket.socket] = []
@@ -118,7 +143,9 @@ def booted(root: Path, folder: Path) -> Iterator[Machine]:
         environ = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
         outer = subprocess.Popen(boot, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environ)
         try:
-            yield _when_up(outer, folder / "console")
+            machine = Machine(outer, folder / "console")
+            machine.wait()
+            yield machine
         finally:
             outer.kill()
             outer.wait()
@@ -145,24 +172,6 @@ def _remove(group: Path) -> bool:
         with suppress(OSError):
             os.rmdir(below)
     return not group.exists()
-
-
-def _when_up(outer: "subprocess.Popen[bytes]", console: Path) -> Machine:
-    """The machine, once it has started all units."""
-    found: list[Machine] = []
-
-    def is_up() -> bool:
-        assert outer.poll() is None, "systemd-nspawn has ended"
-        for machine in found or [Machine(pid) for pid in _grandchildren(outer.pid) if _is_first(pid)]:
-            found[:] = [machine]
-            return machine.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
-        return False
-
-    try:
-        until_sync(is_up, "the machine to be up", BOOTS_WITHIN_S)
-    except AssertionError as error:
-        raise AssertionError(f"{error}:\n{console.read_text(errors='replace')[-4000:]}") from None
-    return found[0]
 
 
 def _grandchildren(pid: int) -> list[int]:

@@ -24,6 +24,11 @@ PORT = 8080
 DROP_IN = "/run/systemd/system/vllmd.service.d/test.conf"
 
 
+def model_table(**args: Any) -> dict[str, Any]:
+    """The table of a model that the fake engine serves, with those flags."""
+    return {"model": "models/tiny", "args": args, "env": {"FAKE_CONTROL": CONTROL, "FAKE_LIFE_S": "0"}}
+
+
 @dataclass(frozen=True)
 class InnerDoor(Door):
     """A TCP port of a machine's."""
@@ -61,10 +66,9 @@ class Service:
 
     def configure(self, path: str = "/etc/vllmd/vllmd.toml", **sections: Mapping[str, Any]) -> None:
         """Writes the configuration: that of most tests, and `sections` over it."""
-        env = {"FAKE_CONTROL": CONTROL, "FAKE_LIFE_S": "0"}
         usual: dict[str, Mapping[str, Any]] = {
             "environment": {"path": f"{FAKE}/env"},
-            "models": {"tiny": {"model": "models/tiny", "args": {}, "env": env}},
+            "models": {"tiny": model_table()},
             **QUICK,
         }
         tables = {name: {**usual.get(name, {}), **sections.get(name, {})} for name in usual | sections}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from system.machine import Machine
-from system.service import Service
+from system.service import Service, model_table
 from waiting import until_sync
 
 pytestmark = pytest.mark.timeout(900)
@@ -107,8 +107,7 @@ def test_the_hub_s_token_reaches_the_engine_and_nobody_else(service: Service) ->
 
 def test_another_model_is_a_drop_in_away(service: Service) -> None:
     service.stop()
-    env = {"FAKE_CONTROL": "/srv/fake/control"}
-    service.configure("/etc/vllmd/other.toml", models={"tiny": {"model": "models/another", "env": env}})
+    service.configure("/etc/vllmd/other.toml", models={"tiny": {**model_table(), "model": "models/another"}})
     with service.drop_in((UNITS / "drop-ins/model.conf").read_text().replace("[Service]", "")):
         service.start()
         until_sync(lambda: "model_tag': 'models/another'" in service.log(), "the other model")

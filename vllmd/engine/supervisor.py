@@ -9,7 +9,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ from vllmd.lifecycle import (
     ProbeFailed,
     ProbeOk,
     Progressed,
+    Restart,
     SetTimer,
     Spawn,
     State,
@@ -60,7 +62,7 @@ class Supervisor:
 
     Args:
         plan: what to run.
-        policy: how patient to be.
+        policy: how patient to be; another one may take its place.
         feed: where every change of state and phase is published.
         on_sign_of_life: called at most once a second while a start makes progress.
         store: keeps the engine while one vllmd follows another.
@@ -77,7 +79,8 @@ class Supervisor:
         self.plan = plan
         self.engine = Engine()
         self.lines = Lines()
-        self._policy = policy
+        self.policy = policy
+        self._holds = 0
         self._feed = feed
         self._on_sign_of_life = on_sign_of_life
         self._store = store
@@ -125,7 +128,13 @@ class Supervisor:
     @property
     def client(self) -> EngineClient | None:
         """The way to the engine while it is ready; advice only, it may die the next moment."""
-        return self._client if self.engine.state is State.READY else None
+        return self._client if self.engine.state is State.READY and not self._holds else None
+
+    def sentence(self) -> str:
+        """What a request for the model waits for, or why it need not."""
+        if self._holds and self.engine.state is State.READY:
+            return "a new engine starts when the running requests have ended"
+        return self.status.sentence()
 
     @property
     def is_stopping(self) -> bool:
@@ -143,6 +152,26 @@ class Supervisor:
             await self._feed.after(seen)
             seen = self._feed.last
         return self.engine.state
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """No new request gets to the engine for as long as the block lasts."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self._publish()  # whoever waits for the engine looks again
+
+    async def renew(self, plan: Plan) -> None:
+        """Runs something else from now on; returns when the engine that is there has begun to end.
+
+        A model that was unloaded stays so. One that was given up is tried again.
+        """
+        self.plan = plan
+        if self.engine.state is not State.STOPPED:
+            self.post(Restart())
+            await self.wait_for(*(each for each in State if each not in (State.READY, State.UNHEALTHY)))
 
     def adopt(self, kept: Kept) -> None:
         """Goes on with an engine that an earlier vllmd has started, and that suits the plan (`Kept.obstacle`)."""
@@ -173,7 +202,7 @@ class Supervisor:
 
     def _take(self, event: Event) -> None:
         before = self.engine
-        self.engine, effects = step(before, event, self._policy)
+        self.engine, effects = step(before, event, self.policy)
         if self.engine.state is not before.state:
             self._enter(before)
         for effect in effects:
@@ -250,7 +279,7 @@ class Supervisor:
     async def _probe(self, client: EngineClient, after_s: float, epoch: int) -> None:
         await due(client, after_s)
         try:
-            await probe(client, self.name, self._policy)
+            await probe(client, self.name, self.policy)
         except NoToken as error:
             listens, certain = not isinstance(error, NotListening), isinstance(error, CertainFailure)
             self.post(ProbeFailed(epoch, error.message, listens=listens, certain=certain))
@@ -273,7 +302,7 @@ class Supervisor:
         self._moved()
 
     def _moved(self) -> None:
-        now, interval_s = asyncio.get_running_loop().time(), min(PROGRESS_INTERVAL_S, self._policy.startup_stall_s / 10)
+        now, interval_s = asyncio.get_running_loop().time(), min(PROGRESS_INTERVAL_S, self.policy.startup_stall_s / 10)
         if self.engine.state is State.STARTING and now - self._progressed_at >= interval_s:
             self._progressed_at = now
             self.post(Progressed(self.engine.epoch))

@@ -72,6 +72,7 @@ class Calls:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed_by: VllmdError | None = None
+        self._left: asyncio.Event | None = None
 
     @contextmanager
     def under_way(self, call: Call) -> Iterator[None]:
@@ -88,6 +89,9 @@ class Calls:
             call.answer = None  # which knows the call: nobody shall have to wait for the garbage collector
             if not self._tasks:
                 self._idle.set()
+            if self._left is not None:  # made only by who waits
+                self._left.set()
+                self._left = None
 
     def refuse_if_closed(self) -> None:
         """Raises what `close` was given, if it was called."""
@@ -111,6 +115,12 @@ class Calls:
     async def wait_idle(self) -> None:
         """Returns when no call is under way."""
         await self._idle.wait()
+
+    async def wait_unused(self, model: str) -> None:
+        """Returns when no call of `model` runs in its engine."""
+        while self.count(model)[0]:
+            self._left = self._left or asyncio.Event()
+            await self._left.wait()
 
     def close(self, reason: VllmdError) -> None:
         """Takes no more calls, and ends those that still wait, with `reason`; running ones go on."""

@@ -1,0 +1,114 @@
+"""The Debian package: what is installed works, is upgraded under load, and leaves nothing behind."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from system.conftest import install
+from system.debian import root_of
+from system.machine import Machine, booted
+from system.service import Service
+
+pytestmark = pytest.mark.timeout(900)
+
+OWN = "/etc/systemd/system/vllmd.service.d/own.conf"
+
+NOT_OURS = ("/var/lib/dpkg", "/var/log", "/var/cache", "/var/lib/systemd", "/etc/passwd-", "/etc/group-", "/etc/shadow-")
+NOT_OURS += ("/etc/gshadow-", "/etc/subuid-", "/etc/subgid-", "/etc/.pwd.lock", "/etc/machine-id", "/srv/fake", "/root")
+NOT_OURS += ("/tmp", "/var/tmp", "/etc/ld.so.cache")
+"""What dpkg, useradd, systemd and these tests write for themselves. vllmd's own folders below them are looked at."""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[Machine]:
+    """A machine with Debian 12 and nothing of vllmd's."""
+    with booted(root_of("bookworm"), tmp_path) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same package with a higher version."""
+    folder = tmp_path_factory.mktemp("newer")
+    subprocess.run(["dpkg-deb", "--raw-extract", package, folder / "tree"], check=True)
+    control = folder / "tree/DEBIAN/control"
+    control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 9:"))
+    subprocess.run(["dpkg-deb", "-Znone", "--build", folder / "tree", folder / "newer.deb"], check=True)
+    return folder / "newer.deb"
+
+
+def files(machine: Machine) -> dict[str, str]:
+    """Everything on the machine's disk but what is not ours: path → kind, mode, owner, and what it leads to or holds."""
+    skipped = [word for path in NOT_OURS for word in ("-path", path, "-prune", "-o")]
+    listing = machine("find", "/", "-xdev", *skipped, "-printf", "%p\t%y %m %U:%G %l\n").splitlines()
+    found = dict(line.split("\t") for line in listing)
+    for folder in ("/var/log", "/var/cache", "/var/lib"):
+        ours = machine("find", folder, "-name", "*vllm*", "-not", "-path", "/var/lib/dpkg/info/*")
+        found.update(dict.fromkeys(ours.splitlines(), "ours"))
+    for path in ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"):
+        found[path] = machine.path(path).read_text()
+    found["listening"] = str(sorted(line.split()[1] for line in machine.path("/proc/net/tcp").read_text().splitlines()))
+    return found
+
+
+def test_install_use_upgrade_remove_purge(bare: Machine, package: Path, newer: Path) -> None:
+    before = files(bare)
+    install(bare, package)
+    assert bare("systemctl", "is-enabled", "vllmd.socket") == "enabled"
+    assert bare("systemctl", "is-active", "vllmd.socket") == "active"
+    assert bare.show("vllmd", "ActiveState") == "inactive", "nothing is downloaded before anybody asks"
+
+    service = Service(bare)
+    assert bare("vllmctl", "chat", "--no-stdin", "hello").startswith("tok0 tok1")
+    config = bare.path("/etc/vllmd/vllmd.toml").read_text()
+    bare.write(OWN, "[Service]\nEnvironment=OWN=1\n")
+    engine, main = service.model().pid, service.pid
+
+    bare.path("/root/newer.deb").write_bytes(newer.read_bytes())
+    bare("dpkg", "--install", "/root/newer.deb")
+    service.wait_for("ActiveState", "active")
+    assert service.pid != main, "the new version runs"
+    assert service.model().pid == engine, "on the engine of the old one"
+    assert bare.path("/etc/vllmd/vllmd.toml").read_text() == config
+    assert bare.path(OWN).read_text() == "[Service]\nEnvironment=OWN=1\n"
+
+    bare("dpkg", "--remove", "vllmd")
+    assert not service.engine()
+    assert not bare.path("/run/vllmd/vllmd.sock").exists()
+    assert bare.path("/etc/vllmd/vllmd.toml").read_text() == config
+    assert bare.path("/var/lib/vllmd").is_dir()
+    assert bare.path("/var/cache/vllmd").is_dir()
+
+    bare("dpkg", "--purge", "vllmd")
+    bare("rm", "-r", str(Path(OWN).parent))  # the administrator's own
+    assert_same(files(bare), before)
+
+
+def assert_same(after: dict[str, str], before: dict[str, str]) -> None:
+    different = {key for key in after.keys() | before.keys() if after.get(key) != before.get(key)}
+    assert not different, {key: (before.get(key), after.get(key)) for key in different}
+
+
+def test_it_comes_back_at_boot(bare: Machine, package: Path) -> None:
+    install(bare, package)
+    service = Service(bare)
+    bare("systemctl", "enable", "vllmd.service", "vllmd.socket")
+    bare.reboot()
+    assert service.show("ActiveState") == "active"
+    assert service.model().state == "ready"
+
+
+def test_it_runs_on_trixie(package: Path, tmp_path: Path) -> None:
+    with booted(root_of("trixie"), tmp_path) as machine:
+        assert machine("systemctl", "--version").startswith("systemd 257")
+        before = files(machine)
+        install(machine, package)
+        service = Service(machine)
+        assert machine("vllmctl", "chat", "--no-stdin", "hello").startswith("tok0 tok1")
+        engine = service.model().pid
+        service.restart()
+        assert service.model().pid == engine
+        machine("dpkg", "--purge", "vllmd")
+        assert not service.engine()
+        assert_same(files(machine), before)
