@@ -8,6 +8,7 @@ is the end of all of it, mounts included, however the tests end.
 
 import ctypes
 import os
+import secrets
 import socket
 import subprocess
 import threading
@@ -24,6 +25,7 @@ CLONE_NEWNET = 0x40000000  # linux/sched.h
 BOOT = """
 mount -t tmpfs -o mode=755 tmpfs "$1" && cd "$1" && mkdir upper work root &&
 mount -t overlay overlay -o "lowerdir=$2,upperdir=upper,workdir=work" root &&
+mkdir -p /run/systemd/nspawn && mount -t tmpfs -o mode=755 tmpfs /run/systemd/nspawn &&
 exec systemd-nspawn --quiet --register=no --keep-unit --machine=vllmd-test --console=pipe --private-network \
     --directory=root --boot
 """
@@ -156,7 +158,8 @@ def _cgroups() -> Iterator[list[Path]]:
     """A cgroup of the machine's own in each hierarchy that systemd uses, so that it does not spread beside others'."""
     tree = Path("/sys/fs/cgroup")
     hierarchies = [tree / name for name in ("systemd", "unified") if (tree / name).is_dir()] or [tree]
-    groups = [each / f"vllmd-test-{os.getpid()}-{threading.get_native_id()}" for each in hierarchies]
+    name = f"vllmd-test-{secrets.token_hex(4)}"
+    groups = [each / name for each in hierarchies]
     for each in groups:
         each.mkdir()
     try:

@@ -48,7 +48,7 @@ def files(machine: Machine) -> dict[str, str]:
         found.update(dict.fromkeys(ours.splitlines(), "ours"))
     for path in ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"):
         found[path] = machine.path(path).read_text()
-    found["listening"] = str(sorted(line.split()[1] for line in machine.path("/proc/net/tcp").read_text().splitlines()))
+    found["listening"] = str(sorted(line.split()[1] for line in machine("cat", "/proc/net/tcp").splitlines()))
     return found
 
 
