@@ -46,6 +46,12 @@ class Listen:
     )
     unix_mode: str = option("0660", "permissions of the Unix socket, octal", applies=Applies.DAEMON)
     hosts: tuple[str, ...] = option((), "names beside localhost under which browsers may come in by TCP")
+    exit_idle_s: float = option(
+        0.0,
+        "with systemd's sockets: seconds without a request until vllmd ends; the next one starts it; 0: never",
+        minimum=0,
+        applies=Applies.DAEMON,
+    )
     unix_group: str = option("", "group of the Unix socket; empty: the daemon's own", applies=Applies.DAEMON)
 
 

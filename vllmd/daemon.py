@@ -20,17 +20,20 @@ from vllmd.engine.feed import Feed
 from vllmd.engine.kept import found
 from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
-from vllmd.engine.succession import hand_over, take_over
+from vllmd.engine.succession import hand_over, is_followed, take_over
 from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
-from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
+from vllmd.errors import ExitStatus, VllmdError, outcome_of
 from vllmd.notify import Notifier
 from vllmd.passed import passed
 from vllmd.server.app import build
 from vllmd.server.calls import Calls
+from vllmd.server.draining import drain, unless_hurried
+from vllmd.server.entrance import Doors, serving
+from vllmd.server.idle import until_idle
 from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
-from vllmd.server.sockets import addresses_of, listening, serving
+from vllmd.server.sockets import addresses_of, listening
 
 T = TypeVar("T")
 
@@ -45,9 +48,6 @@ OPEN_FILES = 65536
 """As many as the shipped unit allows: a running stream is two of them."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-CUT_SHORT_S = 5.0
-"""Seconds that clients whose calls were cut short get to take the error."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -162,19 +162,31 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
         async with _running(supervisors, current, feed, notifier), serving(app, sockets) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
-            await _until_stopped(signals, reload)
+            await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
             notifier.stopping()
-            await doors.close()
-            await _drain(calls, current.config.relay.drain_s, signals)
+            doors.close_for_good()
+            followed = await is_followed(notifier)
+            staying = _answering(supervisors) if followed else []
+            await drain(calls, doors, current.config.relay.drain_s, signals, staying)
             await reload.close()
             # Who signals once more need not wait for the engines either: leaving the block kills them.
-            await _unless_hurried(hand_over(supervisors.values(), notifier), signals=signals)
+            await unless_hurried(hand_over(supervisors.values(), followed), signals=signals)
     log.info("stopped")
 
 
-async def _until_stopped(signals: "asyncio.Queue[signal.Signals]", reload: Reload) -> None:
-    """Waits for SIGTERM or SIGINT; SIGHUP reloads."""
+async def _until_stopped(
+    signals: "asyncio.Queue[signal.Signals]", reload: Reload, idle: Coroutine[Any, Any, None]
+) -> None:
+    """Waits for SIGTERM or SIGINT, or until nobody has wanted anything for long; SIGHUP reloads."""
+    waiting = asyncio.ensure_future(idle)
+    told = asyncio.ensure_future(_obey(signals, reload))
+    await asyncio.wait([waiting, told], return_when=asyncio.FIRST_COMPLETED)
+    for each in (waiting, told):
+        each.cancel()
+
+
+async def _obey(signals: "asyncio.Queue[signal.Signals]", reload: Reload) -> None:
     while await signals.get() is signal.SIGHUP:
         with suppress(VllmdError):  # which the log has told already
             reload.now()
@@ -248,24 +260,13 @@ async def _feed_watchdog(notifier: Notifier) -> None:
         await asyncio.sleep(interval_s)
 
 
-async def _drain(calls: Calls, drain_s: float, signals: "asyncio.Queue[signal.Signals]") -> None:
-    """Lets running calls finish for `drain_s` seconds; a second signal ends the patience."""
-    farewell = NotReady("vllmd is stopping", "ask again when it is back")
-    calls.close(farewell)
-    await _unless_hurried(calls.wait_idle(), signals=signals, timeout_s=drain_s)
-    calls.cut_short(farewell)
-    with suppress(TimeoutError):
-        await asyncio.wait_for(calls.wait_idle(), CUT_SHORT_S)
+async def _idle(config: Config, doors: Doors, calls: Calls, supervisors: Supervisors, feed: Feed) -> None:
+    """Returns when vllmd may end because nobody has wanted anything for long: the doors are closed then."""
+    if not config.listen.exit_idle_s or not any(not each.is_stored for each in passed(os.environ, os.getpid())):
+        await asyncio.Event().wait()
+    await until_idle(config.listen.exit_idle_s, doors, calls, supervisors, feed)
+    log.info("nobody has asked for anything for %g s", config.listen.exit_idle_s)
 
 
-async def _unless_hurried(
-    *works: Coroutine[Any, Any, None], signals: "asyncio.Queue[signal.Signals]", timeout_s: float | None = None
-) -> None:
-    """Waits for all of `works`, but only until another signal comes or the time is up; then they are called off."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    hurry = asyncio.ensure_future(signals.get())
-    all_done = asyncio.ensure_future(asyncio.wait(tasks))
-    awaited: list[asyncio.Future[Any]] = [all_done, hurry]
-    await asyncio.wait(awaited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for each in (*awaited, *tasks):
-        each.cancel()
+def _answering(supervisors: Supervisors) -> list[str]:
+    return [name for name, each in supervisors.items() if each.client is not None]

@@ -69,6 +69,18 @@ async def test_a_stream_that_is_longer_than_the_drain_limit_ends_with_an_error(s
     assert b"[DONE]" not in stream.body
 
 
+async def test_a_service_that_nobody_needs_ends_and_the_next_request_brings_it_back(service: Service) -> None:
+    service.configure(listen={"exit_idle_s": 2})
+    service.restart()
+    service.wait_for("ActiveState", "inactive")
+    assert service.show("Result") == "success"
+    assert not service.engine()
+    answer = await service.tcp.ask(CHAT, HELLO)
+    assert answer.status == 200
+    service.configure()
+    service.restart()
+
+
 def test_who_is_not_in_the_group_gets_eacces(service: Service) -> None:
     service.machine("sh", "-c", "id mallory || useradd mallory; id alice || useradd --groups vllmd alice")
     attempt = f"import socket; socket.socket(socket.AF_UNIX).connect('{SOCKET}')"

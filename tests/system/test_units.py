@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from vllmd.config import load
-from vllmd.daemon import CUT_SHORT_S
-from vllmd.server.sockets import ASKS_WITHIN_S, SHUTDOWN_S
+from vllmd.server.draining import CUT_SHORT_S
+from vllmd.server.entrance import NEWCOMER_S, SHUTDOWN_S
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "systemd"
@@ -25,7 +25,7 @@ def seconds(path: Path, name: str) -> int:
 
 def test_the_stop_timeout_covers_drain_and_engine_of_the_shipped_configuration() -> None:
     config = load(ROOT / "etc/vllmd/vllmd.toml")
-    needed_s = ASKS_WITHIN_S + config.relay.drain_s + CUT_SHORT_S + config.supervision.stop_timeout_s + SHUTDOWN_S
+    needed_s = NEWCOMER_S + config.relay.drain_s + CUT_SHORT_S + config.supervision.stop_timeout_s + SHUTDOWN_S
     for service in SERVICES:
         assert seconds(service, "TimeoutStopSec") >= 1.5 * needed_s
 

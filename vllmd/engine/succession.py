@@ -66,9 +66,8 @@ def _facts(kept: Kept) -> tuple[str, int, int]:
     return (record.model, record.generation, record.leader) if record else (kept.stem, 0, 0)
 
 
-async def hand_over(supervisors: Iterable[Supervisor], store: Store) -> None:
+async def hand_over(supervisors: Iterable[Supervisor], is_followed: bool) -> None:
     """Leaves every engine that can be left to the vllmd that follows, if one does; ends the others in order."""
-    is_followed = store.has_store and await _is_followed()
     await asyncio.gather(*(each.close() for each in supervisors if not (is_followed and _leave(each))))
 
 
@@ -81,9 +80,13 @@ def _leave(supervisor: Supervisor) -> bool:
     return is_left
 
 
-async def _is_followed() -> bool:
-    """Whether systemd restarts us, as far as it says."""
+async def is_followed(store: Store) -> bool:
+    """Whether another vllmd will adopt the engines that this one leaves: systemd restarts us, as far as it says."""
+    if not store.has_store:
+        return False
     cgroup, unit = own_unit(Path("/proc/self/cgroup").read_text())
+    if not unit:
+        return True
     scope = ["--user"] if "/user@" in cgroup else []
     with suppress(TimeoutError):
         async with asyncio.timeout(ANSWER_S):

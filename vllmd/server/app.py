@@ -41,7 +41,7 @@ def build(
         middlewares=[middleware.request_id, middleware.errors, only_known_hosts(current)], client_max_size=body_bytes
     )
     app[middleware.BODY_BYTES] = body_bytes
-    app.on_response_prepare.append(middleware.sign)
+    app.on_response_prepare.extend((middleware.sign, middleware.part_if(calls)))
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [

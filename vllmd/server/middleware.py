@@ -3,6 +3,7 @@
 import logging
 import re
 import uuid
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -18,6 +19,7 @@ from vllmd.errors import (
     outcome_of,
 )
 from vllmd.server.bodies import REQUEST_ID, json_response, mistake
+from vllmd.server.calls import Calls
 from vllmd.wire import error_body
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,17 @@ def _named(request: web.Request, error: web.HTTPException) -> VllmdError:
 
 
 BODY_BYTES = web.AppKey("body_bytes", int)
+
+
+def part_if(calls: Calls) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Once no more calls are taken, each answer is the last on its connection (a signal of aiohttp's)."""
+
+    async def part(request: web.Request, response: web.StreamResponse) -> None:
+        if calls.is_closed:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+    return part
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
