@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def package() -> Path:
     """The Debian package, built by `make deb`."""
     need("debhelper", "dpkg-dev", "lintian")
-    argv = [ROOT / "packaging/deb/build.sh", sys.executable]
+    argv = [str(ROOT / "packaging/deb/build.sh"), sys.executable]
     built = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     return ROOT / built.stdout.split()[-1]

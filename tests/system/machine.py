@@ -1,13 +1,14 @@
 """A machine for tests: Debian in a container, with a real systemd as its process 1.
 
-systemd-nspawn boots it within two seconds over a throw-away overlay of a root file system that mmdebstrap made before
-(debian.py: two minutes, once). Its network is its own, with nothing but lo. Tests stay outside: they run commands in it, see
-its files below `path`, and reach its sockets by that path or by `connect`. Everything runs in a PID namespace whose end
-is the end of all of it, mounts included, however the tests end.
+systemd-nspawn boots it in two seconds over a throw-away overlay of a root file system that mmdebstrap has made (see
+debian.py: two minutes, once). Its network is its own, with nothing but lo. Tests stay outside: they run commands in it,
+see its files below `path`, and reach its sockets by that path or by `connect`. All of it runs in a PID namespace whose
+end is the end of everything, mounts included, however the tests end.
 """
 
 import ctypes
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from waiting import alive, until_sync
+from waiting import alive, descendants, until_sync
 
 BOOTS_WITHIN_S = 120.0
 LONGEST_COMMAND_S = 120.0
@@ -25,11 +26,12 @@ CLONE_NEWNET = 0x40000000  # linux/sched.h
 BOOT = """
 mount -t tmpfs -o mode=755 tmpfs "$1" && cd "$1" && mkdir upper work root &&
 mount -t overlay overlay -o "lowerdir=$2,upperdir=upper,workdir=work" root &&
-mkdir -p /run/systemd/nspawn && mount -t tmpfs -o mode=755 tmpfs /run/systemd/nspawn &&
-exec systemd-nspawn --quiet --register=no --keep-unit --machine=vllmd-test --console=pipe --private-network \
-    --directory=root --boot
+mkdir -p /run/systemd/nspawn && mount -t tmpfs -o mode=755 tmpfs /run/systemd/nspawn || exit
+until systemd-nspawn --quiet --register=no --keep-unit --machine=vllmd-test --console=pipe --private-network \
+    --directory=root --boot; [ $? != 133 ]; do :; done
 """
-"""Runs in namespaces of its own. $1: an empty directory; $2: the root file system."""
+"""Runs in namespaces of its own. $1: an empty directory; $2: the root file system. 133 is a reboot."""
+
 
 class Machine:
     """A machine that runs.
@@ -56,8 +58,11 @@ class Machine:
 
     def _is_up(self) -> bool:
         assert self._outer.poll() is None, "systemd-nspawn has ended"
-        self.leader = next(filter(_is_first, _grandchildren(self._outer.pid)), 0)
-        return bool(self.leader) and self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
+        self.leader = next(filter(_is_first, descendants(self._outer.pid)), 0)
+        return bool(self.leader) and self.run("systemctl", "is-system-running").stdout.strip() in (
+            "running",
+            "degraded",
+        )
 
     def path(self, inside: str) -> Path:
         """A file of the machine's, as it is seen from here."""
@@ -81,7 +86,9 @@ class Machine:
         """Runs a command that must succeed; returns what it printed."""
         ran = self.run(*argv, user=user, stdin=stdin)
         if ran.returncode:
-            raise AssertionError(f"{argv} ended with {ran.returncode}: {ran.stdout}{ran.stderr}\n{self.journal()[-6000:]}")
+            raise AssertionError(
+                f"{argv} ended with {ran.returncode}: {ran.stdout}{ran.stderr}\n{self.journal()[-6000:]}"
+            )
         return ran.stdout.strip()
 
     def write(self, inside: str, text: str) -> None:
@@ -141,7 +148,19 @@ def booted(root: Path, folder: Path) -> Iterator[Machine]:
     with _cgroups() as groups, (folder / "console").open("wb") as console:
         unshare = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
         enter = "".join(f"echo $$ > {each}/cgroup.procs && " for each in groups)
-        boot = ["sh", "-c", f'{enter}exec "$@"', "sh", *unshare, "sh", "-c", BOOT, "sh", str(folder / "root"), str(root)]
+        boot = [
+            "sh",
+            "-c",
+            f'{enter}exec "$@"',
+            "sh",
+            *unshare,
+            "sh",
+            "-c",
+            BOOT,
+            "sh",
+            str(folder / "root"),
+            str(root),
+        ]
         environ = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
         outer = subprocess.Popen(boot, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environ)
         try:
@@ -177,19 +196,10 @@ def _remove(group: Path) -> bool:
     return not group.exists()
 
 
-def _grandchildren(pid: int) -> list[int]:
-    return [grandchild for child in _children(pid) for grandchild in _children(child)]
-
-
-def _children(pid: int) -> list[int]:
-    with suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
 def _is_first(pid: int) -> bool:
-    """Whether that process is process 1 of a PID namespace below ours and nspawn's."""
+    """Whether that process is process 1 of a PID namespace below nspawn's, which is below ours (proc(5), NSpid)."""
     with suppress(OSError):
         status = Path(f"/proc/{pid}/status").read_text()
-        return len(status.split("NSpid:")[1].split("\n")[0].split()) == 3 and "\t1\n" in status.split("NSpid:")[1]
+        numbers = re.findall(r"^NSpid:\s(.*)$", status, re.MULTILINE)[0].split()
+        return len(numbers) == 3 and numbers[-1] == "1"
     return False

@@ -14,9 +14,25 @@ pytestmark = pytest.mark.timeout(900)
 
 OWN = "/etc/systemd/system/vllmd.service.d/own.conf"
 
-NOT_OURS = ("/var/lib/dpkg", "/var/log", "/var/cache", "/var/lib/systemd", "/etc/passwd-", "/etc/group-", "/etc/shadow-")
-NOT_OURS += ("/etc/gshadow-", "/etc/subuid-", "/etc/subgid-", "/etc/.pwd.lock", "/etc/machine-id", "/srv/fake", "/root")
-NOT_OURS += ("/tmp", "/var/tmp", "/etc/ld.so.cache")
+NOT_OURS = [
+    "/var/lib/dpkg",
+    "/var/lib/systemd",
+    "/var/log",
+    "/var/cache",
+    "/etc/ld.so.cache",
+    "/etc/machine-id",
+    "/srv/fake",
+    "/root",
+    "/tmp",
+    "/var/tmp",
+    "/etc/passwd-",
+    "/etc/group-",
+    "/etc/shadow-",
+    "/etc/gshadow-",
+    "/etc/subuid-",
+    "/etc/subgid-",
+    "/etc/.pwd.lock",
+]
 """What dpkg, useradd, systemd and these tests write for themselves. vllmd's own folders below them are looked at."""
 
 
@@ -39,9 +55,10 @@ def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(machine: Machine) -> dict[str, str]:
-    """Everything on the machine's disk but what is not ours: path → kind, mode, owner, and what it leads to or holds."""
+    """Everything on the machine's disk but what is not ours: path → kind, mode, owner and target, or what it holds."""
     skipped = [word for path in NOT_OURS for word in ("-path", path, "-prune", "-o")]
-    listing = machine("find", "/", "-xdev", *skipped, "-printf", "%p\t%y %m %U:%G %l\n").splitlines()
+    folder = ("-type", "d", "-printf", "%p\t%y %m %U:%G\n")
+    listing = machine("find", "/", "-xdev", *skipped, *folder, "-o", "-printf", "%p\t%y %m %U:%G %s %l\n").splitlines()
     found = dict(line.split("\t") for line in listing)
     for folder in ("/var/log", "/var/cache", "/var/lib"):
         ours = machine("find", folder, "-name", "*vllm*", "-not", "-path", "/var/lib/dpkg/info/*")

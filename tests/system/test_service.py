@@ -34,7 +34,9 @@ def test_a_start_may_take_longer_than_its_timeout_while_something_moves(service:
     with service.drop_in("TimeoutStartSec=3s"):
         service.start()
         assert service.show("Result") == "success"
-        took_us = int(service.show("ActiveEnterTimestampMonotonic")) - int(service.show("InactiveExitTimestampMonotonic"))
+        took_us = int(service.show("ActiveEnterTimestampMonotonic")) - int(
+            service.show("InactiveExitTimestampMonotonic")
+        )
         assert took_us > 6_000_000
 
 

@@ -48,7 +48,7 @@ async def test_ten_restarts_under_load_refuse_nothing_and_break_nothing(service:
         for number in range(10):
             seen = load.saw["complete"]
             await asyncio.to_thread(service.restart)
-            await until(lambda seen=seen: load.saw["complete"] > seen + len(clients), f"answers after {number}", 60)
+            await until(lambda: load.saw["complete"] > seen + len(clients), f"answers after {number}", 60)  # noqa: B023
         await load.pause()
     assert load.wrong == []
     assert set(load.saw) == {"complete"}

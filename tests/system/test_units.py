@@ -43,8 +43,21 @@ def test_no_number_of_starts_closes_the_socket() -> None:
 
 def test_each_option_that_is_relaxed_has_its_reason() -> None:
     text = (UNITS / "vllmd.service").read_text()
-    relaxed = ("MemoryDenyWriteExecute", "PrivateDevices", "DevicePolicy", "PrivateTmp", "ProtectClock", "PrivateUsers")
-    relaxed += ("PrivateNetwork", "IPAddressDeny", "ProcSubset", "ProtectControlGroups", "RemoveIPC", "DynamicUser")
+    relaxed = [
+        "MemoryDenyWriteExecute",
+        "PrivateDevices",
+        "DevicePolicy",
+        "DeviceAllow",
+        "PrivateTmp",
+        "ProtectClock",
+        "PrivateUsers",
+        "PrivateNetwork",
+        "IPAddressDeny",
+        "ProcSubset",
+        "ProtectControlGroups",
+        "RemoveIPC",
+        "DynamicUser",
+    ]
     for option in relaxed:
         assert not values(UNITS / "vllmd.service", option)
         assert f"#   {option}" in text or f", {option}" in text
