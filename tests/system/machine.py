@@ -71,7 +71,14 @@ class Machine:
     def run(self, *argv: str, user: str = "", stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Runs a command in it, as `user` or as root."""
         enter = ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd"]
-        environ = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root", "SYSTEMD_PAGER="]
+        environ = [
+            "env",
+            "-i",
+            "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG=C.UTF-8",
+            "HOME=/root",
+            "SYSTEMD_PAGER=",
+        ]
         who = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"] if user else []
         return subprocess.run(
             [*enter, *environ, *who, *argv],

@@ -1,11 +1,13 @@
 """The Debian package: what is installed works, is upgraded under load, and leaves nothing behind."""
 
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from system.conftest import install
+from system.conftest import ROOT, install
 from system.debian import root_of
 from system.machine import Machine, booted
 from system.service import Service
@@ -57,8 +59,10 @@ def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(machine: Machine) -> dict[str, str]:
     """Everything on the machine's disk but what is not ours: path → kind, mode, owner and target, or what it holds."""
     skipped = [word for path in NOT_OURS for word in ("-path", path, "-prune", "-o")]
-    folder = ("-type", "d", "-printf", "%p\t%y %m %U:%G\n")
-    listing = machine("find", "/", "-xdev", *skipped, *folder, "-o", "-printf", "%p\t%y %m %U:%G %s %l\n").splitlines()
+    of_folder = ("-type", "d", "-printf", "%p\t%y %m %U:%G\n")
+    listing = machine(
+        "find", "/", "-xdev", *skipped, *of_folder, "-o", "-printf", "%p\t%y %m %U:%G %s %l\n"
+    ).splitlines()
     found = dict(line.split("\t") for line in listing)
     for folder in ("/var/log", "/var/cache", "/var/lib"):
         ours = machine("find", folder, "-name", "*vllm*", "-not", "-path", "/var/lib/dpkg/info/*")
@@ -94,8 +98,7 @@ def test_install_use_upgrade_remove_purge(bare: Machine, package: Path, newer: P
     assert not service.engine()
     assert not bare.path("/run/vllmd/vllmd.sock").exists()
     assert bare.path("/etc/vllmd/vllmd.toml").read_text() == config
-    assert bare.path("/var/lib/vllmd").is_dir()
-    assert bare.path("/var/cache/vllmd").is_dir()
+    assert {"/var/lib/vllmd", "/var/cache/vllmd", "/etc/vllmd/vllmd.toml"} <= files(bare).keys() - before.keys()
 
     bare("dpkg", "--purge", "vllmd")
     bare("rm", "-r", str(Path(OWN).parent))  # the administrator's own
@@ -129,3 +132,41 @@ def test_it_runs_on_trixie(package: Path, tmp_path: Path) -> None:
         machine("dpkg", "--purge", "vllmd")
         assert not service.engine()
         assert_same(files(machine), before)
+
+
+# ── without the package ──
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pip installs, unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    argv = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    built = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (archive,) = folder.glob("*.whl")
+    shutil.unpack_archive(archive, folder, "zip")
+    (share,) = folder.glob("vllmd-*.data/data/share")
+    return share
+
+
+def test_the_wheel_brings_manuals_and_completions(wheel: Path) -> None:
+    found = {str(path.relative_to(wheel)) for path in wheel.rglob("*") if path.is_file()}
+    assert {"man/man1/vllmctl.1", "man/man8/vllmd.8", "man/man5/vllmd.toml.5"} <= found
+    assert {"bash-completion/completions/vllmctl", "zsh/site-functions/_vllmctl"} <= found
+
+
+def test_the_steps_of_the_readme_make_a_service_of_an_environment(bare: Machine, package: Path, wheel: Path) -> None:
+    # The environment is what the package has in /usr/lib/vllmd: there is no network in the machine to install one from.
+    bare.path("/root/vllmd.deb").write_bytes(package.read_bytes())
+    bare("dpkg-deb", "--extract", "/root/vllmd.deb", "/root/unpacked")
+    bare("mv", "/root/unpacked/usr/lib/vllmd", "/usr/lib")
+    bare("mkdir", "/opt/vllmd")
+    bare("mv", "/root/unpacked/usr/bin", "/opt/vllmd")
+    shutil.copytree(wheel, bare.path("/opt/vllmd/share"))
+    steps = (ROOT / "README.md").read_text().split("python3 -m venv /opt/vllmd")[1].split("```")[0].split("\n", 1)[1]
+    bare("bash", "-ec", steps)
+    service = Service(bare)
+    assert bare("vllmctl", "chat", "--no-stdin", "hello").startswith("tok0 tok1")
+    assert service.show("FragmentPath") == "/etc/systemd/system/vllmd.service"
+    bare("systemctl", "reload", "vllmd")
