@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,4 +145,12 @@ class Service:
 
     def engine(self) -> set[int]:
         """The processes of all engines and their guards, by their numbers here."""
-        return processes_with_environ("FAKE_CONTROL", CONTROL)
+        machine = os.readlink(f"/proc/{self.machine.leader}/ns/pid")
+        return {pid for pid in processes_with_environ("FAKE_CONTROL", CONTROL) if _namespace(pid) == machine}
+
+
+def _namespace(pid: int) -> str:
+    """The PID namespace of a process; empty if it has gone."""
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
