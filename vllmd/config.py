@@ -130,6 +130,15 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Log:
+    """vllmd's log, and with it what the engines print."""
+
+    format: str = option(
+        "text", "how lines on stderr look: text, or json; the journal gets fields instead", applies=Applies.DAEMON
+    )
+
+
+@dataclass(frozen=True)
 class Access:
     """Who may administer, apart from root and the daemon's own user."""
 
@@ -169,6 +178,7 @@ class Config:
     replay: Replay = Replay()
     limits: Limits = Limits()
     access: Access = Access()
+    log: Log = Log()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
 
     @property
@@ -183,6 +193,8 @@ class Current:
 
     config: Config
 
+
+LOG_FORMATS = ("text", "json")
 
 _PATH_STARTS = ("/", "./", "../", "~")
 """How a directory begins, where a name on the hub could be meant as well."""
@@ -201,6 +213,7 @@ SECTIONS: dict[str, type[Any]] = {
     "replay": Replay,
     "limits": Limits,
     "access": Access,
+    "log": Log,
 }
 
 
@@ -235,6 +248,8 @@ def parse(table: Mapping[str, Any]) -> Config:
     models = _models(table["models"], problems) if "models" in table else dict(BUILT_IN_MODELS)
     config = Config(**sections, models=models)
     problems += _check_listen(config.listen)
+    if config.log.format not in LOG_FORMATS:
+        problems.append(Problem("log.format", f"expected text or json, found {config.log.format!r}"))
     if problems:
         raise ConfigError([str(problem) for problem in problems])
     return config

@@ -24,6 +24,8 @@ from vllmd.engine.succession import hand_over, is_followed, take_over
 from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
 from vllmd.errors import ExitStatus, VllmdError, outcome_of
+from vllmd.journal.lines import Format
+from vllmd.journal.setup import logging_to
 from vllmd.notify import Notifier
 from vllmd.passed import passed
 from vllmd.server.app import build
@@ -53,9 +55,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script `vllmd`; leaves the process."""
     arguments = parser().parse_args(argv)
-    _log_to_stderr(arguments.verbose)
     try:
-        sys.exit(arguments.act(_read(arguments), arguments))
+        config = _read(arguments)
+        with logging_to(Format(config.log.format), arguments.verbose, os.environ):
+            sys.exit(arguments.act(config, arguments))
     except KeyboardInterrupt:
         sys.exit(ExitStatus.INTERRUPTED)
     except VllmdError as error:
@@ -85,15 +88,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(act=_serve)
     return parser
-
-
-def _log_to_stderr(verbose: bool) -> None:
-    # The journal has its own clock; a terminal or a file needs the time in the line.
-    stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
-    logging.basicConfig(
-        format=f"{stamp}%(levelname)s %(message)s", level=logging.DEBUG if verbose else logging.INFO, stream=sys.stderr
-    )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def _check(config: Config, arguments: argparse.Namespace) -> int:

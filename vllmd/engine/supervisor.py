@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from vllmd.about import about
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.generation import Generation
@@ -22,6 +23,7 @@ from vllmd.engine.kept import NOWHERE, Kept, Store
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
+from vllmd.engine.telling import Telling
 from vllmd.engine.timers import Timers
 from vllmd.errors import CertainFailure, NotListening
 from vllmd.errors import ProbeFailed as NoToken
@@ -51,7 +53,6 @@ from vllmd.transitions import step
 from vllmd.wire import ModelStatus
 
 log = logging.getLogger(__name__)
-engine_log = logging.getLogger("vllmd.engine.output")
 
 PROGRESS_INTERVAL_S = 1.0
 """Signs of progress closer together than this, or than a tenth of the patience with a start, count once."""
@@ -88,6 +89,7 @@ class Supervisor:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._generation: Generation | None = None
         self._client: EngineClient | None = None
+        self._telling: Telling | None = None
         self._timers = Timers()
         self._probing: asyncio.Task[None] | None = None
         self._living: asyncio.Task[None] | None = None
@@ -140,6 +142,10 @@ class Supervisor:
     def is_stopping(self) -> bool:
         """Whether the engine was told to end: what it still answers may be cut short."""
         return self.engine.state is State.STOPPING
+
+    @property
+    def _about(self) -> dict[str, object]:
+        return about(model=self.name, generation=self.engine.generation)
 
     def post(self, event: Event) -> None:
         """Tells the supervisor that something happened, or that somebody wants something."""
@@ -220,8 +226,9 @@ class Supervisor:
             self._generation.became_ready()
         verdict = self.engine.verdict
         if verdict and verdict is not before.verdict:
-            log.error("%s: %s%s", self.name, verdict.message, f" ({verdict.hint})" if verdict.hint else "")
-        log.info("%s: %s → %s", self.name, before.state, self.engine.state)
+            hint = f" ({verdict.hint})" if verdict.hint else ""
+            log.error("%s: %s%s", self.name, verdict.message, hint, extra=self._about)
+        log.info("%s: %s → %s", self.name, before.state, self.engine.state, extra=self._about)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -242,6 +249,7 @@ class Supervisor:
                 self._timers.set(timer, seconds * (1 + random.random() * jitter), partial(self.post, fired))
 
     def _begin(self, number: int, kept: Kept | None) -> None:
+        self._telling = Telling(self.name, number)
         # Made at once, not by the task: the next effect may be to kill it.
         news = (self._on_progress, self._on_line, self._moved)
         self._generation = Generation(number, self.plan, *news, self._store, kept)
@@ -264,6 +272,9 @@ class Supervisor:
             except Exception as error:
                 log.exception("%s: unforeseen error", self.name)
                 verdict = Verdict("internal error", f"vllmd made a mistake: {error}", "please report it with the log")
+            finally:
+                if self._telling:
+                    self._telling.end()
         self.post(Exited(generation.number, verdict))  # first of all: whatever fails below, the end is told
         self._keep_incident(generation, verdict)
 
@@ -274,7 +285,7 @@ class Supervisor:
                 return
             verdict = self.engine.verdict
         if path := self._incidents.write(generation.incident(self.name, verdict)):
-            log.info("%s: what is known of its end: %s", self.name, path)
+            log.info("%s: what is known of its end: %s", self.name, path, extra=self._about)
 
     async def _probe(self, client: EngineClient, after_s: float, epoch: int) -> None:
         await due(client, after_s)
@@ -297,7 +308,8 @@ class Supervisor:
             self._moved()
 
     def _on_line(self, line: str) -> None:
-        engine_log.info("%s: %s", self.name, line)
+        if self._telling:
+            self._telling.line(line)
         self.lines.add(line)
         self._moved()
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from contextvars import Context
 
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
@@ -66,4 +67,5 @@ class Supervisors(Mapping[str, Supervisor]):
         self._tasks.pop(supervisor).cancel()
 
     def _start(self, group: asyncio.TaskGroup, supervisor: Supervisor) -> None:
-        self._tasks[supervisor] = group.create_task(supervisor.run())
+        # In a context of its own: what it logs is not about the request that may have brought it.
+        self._tasks[supervisor] = group.create_task(supervisor.run(), context=Context())

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from vllmd import __version__
+from vllmd.about import CURRENT
 from vllmd.errors import (
     BodyTooLarge,
     MethodNotAllowed,
@@ -18,6 +19,7 @@ from vllmd.errors import (
     VllmdError,
     outcome_of,
 )
+from vllmd.server.access import identify
 from vllmd.server.bodies import REQUEST_ID, json_response, mistake
 from vllmd.server.calls import Calls
 from vllmd.wire import error_body
@@ -30,9 +32,14 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 @web.middleware
 async def request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keeps the client's `X-Request-Id`, or makes one; a client's that could break a log line is replaced."""
+    """Keeps the client's `X-Request-Id`, or makes one; a client's that could break a log line is replaced.
+
+    What is logged for the request says so (`about.CURRENT`).
+    """
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    uid = identify(request).uid
+    CURRENT.set({"request_id": request[REQUEST_ID], **({} if uid is None else {"uid": str(uid)})})
     return await handler(request)
 
 
