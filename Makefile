@@ -7,7 +7,7 @@ SECONDS ?= 600
 export PROMPT
 IN := $(VENV)/bin/
 
-.PHONY: help setup demo stop test fast bench load chaos papers lock clean
+.PHONY: help setup demo stop test fast bench load chaos papers lock deb clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -45,6 +45,9 @@ papers: setup    ## the manual pages and completions, out of the code
 
 lock: setup      ## renew the lock files after a change of the dependencies
 	@packaging/lock.sh $(IN)uv
+
+deb: setup       ## build/vllmd_VERSION_ARCH.deb, for Debian 12 and 13 and Ubuntu 24.04
+	@packaging/deb/build.sh $(IN)python
 
 clean:           ## remove what was built here; caches of models and environments stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

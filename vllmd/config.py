@@ -17,7 +17,7 @@ import tomli
 from vllmd import address
 from vllmd.errors import AddressError, ConfigError
 from vllmd.lifecycle import Policy
-from vllmd.settings import Problem, join, nearest, option, read
+from vllmd.settings import Applies, Problem, join, nearest, option, read
 
 RESERVED_FLAGS = {
     "uds": "vllmd chooses the engine's private socket",
@@ -38,29 +38,45 @@ RESERVED_VARIABLES = {"VLLM_API_KEY": "vllmd guards the door itself, and its hea
 class Listen:
     """Where clients come in. Sockets passed by systemd take the place of both."""
 
-    tcp: str = option("127.0.0.1:8080", "TCP address; empty: none")
-    unix: str = option("", "Unix socket; empty: /run/vllmd/vllmd.sock, for a user $XDG_RUNTIME_DIR/vllmd/vllmd.sock")
-    unix_mode: str = option("0660", "permissions of the Unix socket, octal")
+    tcp: str = option("127.0.0.1:8080", "TCP address; empty: none", applies=Applies.DAEMON)
+    unix: str = option(
+        "",
+        "Unix socket; empty: /run/vllmd/vllmd.sock, for a user $XDG_RUNTIME_DIR/vllmd/vllmd.sock",
+        applies=Applies.DAEMON,
+    )
+    unix_mode: str = option("0660", "permissions of the Unix socket, octal", applies=Applies.DAEMON)
     hosts: tuple[str, ...] = option((), "names beside localhost under which browsers may come in by TCP")
-    unix_group: str = option("", "group of the Unix socket; empty: the daemon's own")
+    exit_idle_s: float = option(
+        0.0,
+        "with systemd's sockets: seconds without a request until vllmd ends; the next one starts it; 0: never",
+        minimum=0,
+        applies=Applies.DAEMON,
+    )
+    unix_group: str = option("", "group of the Unix socket; empty: the daemon's own", applies=Applies.DAEMON)
 
 
 @dataclass(frozen=True)
 class Paths:
     """Directories. Empty means: what systemd gives, else the usual place for root or for a user."""
 
-    state: str = option("", "environments and what must survive a restart; /var/lib/vllmd")
-    runtime: str = option("", "the engines' private sockets; /run/vllmd/engines")
-    cache: str = option("", "caches of vLLM, Triton, Inductor and Hugging Face; /var/cache/vllmd")
+    state: str = option("", "environments and what must survive a restart; /var/lib/vllmd", applies=Applies.DAEMON)
+    runtime: str = option("", "the engines' private sockets; /run/vllmd/engines", applies=Applies.DAEMON)
+    cache: str = option(
+        "", "caches of vLLM, Triton, Inductor and Hugging Face; /var/cache/vllmd", applies=Applies.DAEMON
+    )
 
 
 @dataclass(frozen=True)
 class EnvironmentSettings:
     """Which vLLM, and where it is installed."""
 
-    requirement: str = option("vllm==0.33.0", "the pinned requirement of the engine's own virtual environment")
+    requirement: str = option(
+        "vllm==0.33.0", "the pinned requirement of the engine's own virtual environment", applies=Applies.ENGINE
+    )
     python: str = option("", "interpreter to build it with; empty: the one that runs vllmd")
-    path: str = option("", "use the vLLM in this virtual environment as it is, and install nothing")
+    path: str = option(
+        "", "use the vLLM in this virtual environment as it is, and install nothing", applies=Applies.ENGINE
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,16 @@ class Replay:
 class Limits:
     """What a client may send."""
 
-    body_bytes: int = option(32 * 1024 * 1024, "largest request body, in bytes", minimum=1024)
+    body_bytes: int = option(32 * 1024 * 1024, "largest request body, in bytes", minimum=1024, applies=Applies.DAEMON)
+
+
+@dataclass(frozen=True)
+class Log:
+    """vllmd's log, and with it what the engines print."""
+
+    format: str = option(
+        "text", "how lines on stderr look: text, or json; the journal gets fields instead", applies=Applies.DAEMON
+    )
 
 
 @dataclass(frozen=True)
@@ -124,10 +149,12 @@ class Access:
 class Model:
     """One model and the engine that serves it."""
 
-    model: str = option("", "what vLLM loads: a Hugging Face name or a directory")
+    model: str = option("", "what vLLM loads: a Hugging Face name or a directory", applies=Applies.ENGINE)
     default: bool = option(False, "serve requests that name no model; needed when there are several")
-    args: Mapping[str, Any] = option({}, "flags of `vllm serve`, passed through: max-model-len = 2048")
-    env: Mapping[str, Any] = option({}, "environment variables of this engine")
+    args: Mapping[str, Any] = option(
+        {}, "flags of `vllm serve`, passed through: max-model-len = 2048", applies=Applies.ENGINE
+    )
+    env: Mapping[str, Any] = option({}, "environment variables of this engine", applies=Applies.ENGINE, secret=True)
 
 
 BUILT_IN_MODELS = {
@@ -151,6 +178,7 @@ class Config:
     replay: Replay = Replay()
     limits: Limits = Limits()
     access: Access = Access()
+    log: Log = Log()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
 
     @property
@@ -158,6 +186,15 @@ class Config:
         """The name of the model that serves requests which name none."""
         return next(name for name, model in self.models.items() if model.default)
 
+
+@dataclass
+class Current:
+    """The configuration in force, for all who look it up whenever they need it. Only a reload puts another one here."""
+
+    config: Config
+
+
+LOG_FORMATS = ("text", "json")
 
 _PATH_STARTS = ("/", "./", "../", "~")
 """How a directory begins, where a name on the hub could be meant as well."""
@@ -176,6 +213,7 @@ SECTIONS: dict[str, type[Any]] = {
     "replay": Replay,
     "limits": Limits,
     "access": Access,
+    "log": Log,
 }
 
 
@@ -210,6 +248,8 @@ def parse(table: Mapping[str, Any]) -> Config:
     models = _models(table["models"], problems) if "models" in table else dict(BUILT_IN_MODELS)
     config = Config(**sections, models=models)
     problems += _check_listen(config.listen)
+    if config.log.format not in LOG_FORMATS:
+        problems.append(Problem("log.format", f"expected text or json, found {config.log.format!r}"))
     if problems:
         raise ConfigError([str(problem) for problem in problems])
     return config

@@ -8,24 +8,34 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vllmd import __version__
-from vllmd.config import Config, load, locate
+from vllmd.config import Config, Current, load, locate
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
+from vllmd.engine.kept import found
 from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
+from vllmd.engine.succession import hand_over, is_followed, take_over
 from vllmd.engine.supervisor import Supervisor
-from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
-from vllmd.lifecycle import Load
+from vllmd.engine.supervisors import Supervisors
+from vllmd.errors import ExitStatus, VllmdError, outcome_of
+from vllmd.journal.lines import Format
+from vllmd.journal.setup import logging_to
 from vllmd.notify import Notifier
+from vllmd.passed import passed
 from vllmd.server.app import build
 from vllmd.server.calls import Calls
-from vllmd.server.sockets import addresses_of, listening, serving
+from vllmd.server.draining import drain, unless_hurried
+from vllmd.server.entrance import Doors, serving
+from vllmd.server.idle import until_idle
+from vllmd.server.relay import Relay
+from vllmd.server.reload import Reload
+from vllmd.server.sockets import addresses_of, listening
 
 T = TypeVar("T")
 
@@ -39,17 +49,16 @@ SETTLED_S = 60.0
 OPEN_FILES = 65536
 """As many as the shipped unit allows: a running stream is two of them."""
 
-CUT_SHORT_S = 5.0
-"""Seconds that clients whose calls were cut short get to take the error."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script `vllmd`; leaves the process."""
     arguments = parser().parse_args(argv)
-    _log_to_stderr(arguments.verbose)
     try:
-        config = locate(load(arguments.config), os.environ, os.getuid())
-        sys.exit(arguments.act(config, arguments))
+        config = _read(arguments)
+        with logging_to(Format(config.log.format), arguments.verbose, os.environ):
+            sys.exit(arguments.act(config, arguments))
     except KeyboardInterrupt:
         sys.exit(ExitStatus.INTERRUPTED)
     except VllmdError as error:
@@ -58,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.hint:
             print(f"       {error.hint}", file=sys.stderr)
         sys.exit(outcome_of(error).exit_status)
+
+
+def _read(arguments: argparse.Namespace) -> Config:
+    return locate(load(arguments.config), os.environ, os.getuid())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,15 +88,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(act=_serve)
     return parser
-
-
-def _log_to_stderr(verbose: bool) -> None:
-    # The journal has its own clock; a terminal or a file needs the time in the line.
-    stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
-    logging.basicConfig(
-        format=f"{stamp}%(levelname)s %(message)s", level=logging.DEBUG if verbose else logging.INFO, stream=sys.stderr
-    )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def _check(config: Config, arguments: argparse.Namespace) -> int:
@@ -105,7 +109,7 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
 
 def _serve(config: Config, arguments: argparse.Namespace) -> int:
     _raise_limits()
-    _run(serve(config))
+    _run(serve(config, lambda: _read(arguments)))
     return 0
 
 
@@ -126,66 +130,97 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-async def serve(config: Config) -> None:
-    """Runs the daemon until SIGTERM or SIGINT, then ends every stream and every engine in order.
+async def serve(config: Config, read: Callable[[], Config]) -> None:
+    """Runs the daemon until SIGTERM or SIGINT, then ends every stream in order, and every engine that is not left to
+    the next vllmd.
+
+    Args:
+        config: what is in force at first.
+        read: reads the configuration anew.
 
     Raises:
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
-    feed, calls = Feed(), Calls()
+    current, feed, calls = Current(config), Feed(), Calls()
     with (
         Notifier() as notifier,
         exclusive(Path(config.paths.runtime)),
         listening(config.listen, os.environ) as sockets,
         _signals() as signals,
     ):
-        supervisors = _supervisors(config, feed, notifier)
-        app = build(config, supervisors, feed, calls, addresses_of(sockets))
-        for supervisor in supervisors.values():
-            supervisor.post(Load())  # before the doors open: sockets that systemd passes have clients waiting already
-        async with _running(supervisors, config.default_model, feed, notifier), serving(app, sockets) as doors:
+        supervisors = _supervisors(current, feed, notifier)
+        relay = Relay(current, supervisors, feed, calls)
+        reload = Reload(read, _plans, current, supervisors, calls, relay, notifier)
+        app = build(current, supervisors, feed, calls, relay, reload, addresses_of(sockets))
+        # Before the doors open: sockets that systemd passes have clients waiting already.
+        await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
+        async with _running(supervisors, current, feed, notifier), serving(app, sockets) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
-            await signals.get()
-            log.info("stopping: running streams get %g s to finish", config.relay.drain_s)
+            await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, feed))
+            log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
             notifier.stopping()
-            await doors.close()
-            await _drain(calls, config.relay.drain_s, signals)
+            doors.close_for_good()
+            followed = await is_followed(notifier)
+            staying = _answering(supervisors) if followed else []
+            await drain(calls, doors, current.config.relay.drain_s, signals, staying)
+            await reload.close()
             # Who signals once more need not wait for the engines either: leaving the block kills them.
-            await _unless_hurried(*(each.close() for each in supervisors.values()), signals=signals)
+            await unless_hurried(hand_over(supervisors.values(), followed), signals=signals)
     log.info("stopped")
 
 
-def _supervisors(config: Config, feed: Feed, notifier: Notifier) -> dict[str, Supervisor]:
-    def extend() -> None:
-        notifier.extend(config.supervision.startup_stall_s)
+async def _until_stopped(
+    signals: "asyncio.Queue[signal.Signals]", reload: Reload, idle: Coroutine[Any, Any, None]
+) -> None:
+    """Waits for SIGTERM or SIGINT, or until nobody has wanted anything for long; SIGHUP reloads."""
+    waiting = asyncio.ensure_future(idle)
+    told = asyncio.ensure_future(_obey(signals, reload))
+    await asyncio.wait([waiting, told], return_when=asyncio.FIRST_COMPLETED)
+    for each in (waiting, told):
+        each.cancel()
 
+
+async def _obey(signals: "asyncio.Queue[signal.Signals]", reload: Reload) -> None:
+    while await signals.get() is signal.SIGHUP:
+        with suppress(VllmdError):  # which the log has told already
+            reload.now()
+
+
+def _plans(config: Config) -> list[Plan]:
     plans = [Plan(name, model, config.environment, config.paths, os.environ) for name, model in config.models.items()]
     for plan in plans:
         plan.check()
-    return {plan.name: Supervisor(plan, config.supervision, feed, extend) for plan in plans}
+    return plans
+
+
+def _supervisors(current: Current, feed: Feed, notifier: Notifier) -> Supervisors:
+    def extend() -> None:
+        notifier.extend(current.config.supervision.startup_stall_s)
+
+    def make(plan: Plan) -> Supervisor:
+        return Supervisor(plan, current.config.supervision, feed, extend, notifier)
+
+    return Supervisors(make, _plans(current.config))
 
 
 @contextmanager
 def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
-    """SIGTERM and SIGINT as they come, instead of their default effect."""
+    """SIGTERM, SIGINT and SIGHUP as they come, instead of their default effect."""
     loop, received = asyncio.get_running_loop(), asyncio.Queue[signal.Signals]()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         loop.add_signal_handler(number, received.put_nowait, number)
     try:
         yield received
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             loop.remove_signal_handler(number)
 
 
 @asynccontextmanager
-async def _running(
-    supervisors: Mapping[str, Supervisor], default: str, feed: Feed, notifier: Notifier
-) -> AsyncIterator[None]:
+async def _running(supervisors: Supervisors, current: Current, feed: Feed, notifier: Notifier) -> AsyncIterator[None]:
     """Supervisors and the conversation with systemd, for as long as the block lasts."""
-    async with asyncio.TaskGroup() as group:
-        works = [each.run() for each in supervisors.values()]
-        works += [_tell_systemd(notifier, supervisors[default], feed), _feed_watchdog(notifier)]
+    async with supervisors.running() as group:
+        works = [_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier)]
         tasks = [group.create_task(work) for work in works]
         try:
             yield
@@ -194,9 +229,10 @@ async def _running(
                 task.cancel()
 
 
-async def _tell_systemd(notifier: Notifier, supervisor: Supervisor, feed: Feed) -> None:
+async def _tell_systemd(notifier: Notifier, supervisors: Supervisors, current: Current, feed: Feed) -> None:
     """READY=1 with the first token of the default model, and a STATUS= line for every change."""
     while True:
+        supervisor = supervisors[current.config.default_model]
         status = supervisor.status
         notifier.status(f"{status.name}: {status.sentence()}")
         if supervisor.client is not None:
@@ -218,24 +254,13 @@ async def _feed_watchdog(notifier: Notifier) -> None:
         await asyncio.sleep(interval_s)
 
 
-async def _drain(calls: Calls, drain_s: float, signals: "asyncio.Queue[signal.Signals]") -> None:
-    """Lets running calls finish for `drain_s` seconds; a second signal ends the patience."""
-    farewell = NotReady("vllmd is stopping", "ask again when it is back")
-    calls.close(farewell)
-    await _unless_hurried(calls.wait_idle(), signals=signals, timeout_s=drain_s)
-    calls.cut_short(farewell)
-    with suppress(TimeoutError):
-        await asyncio.wait_for(calls.wait_idle(), CUT_SHORT_S)
+async def _idle(config: Config, doors: Doors, calls: Calls, supervisors: Supervisors, feed: Feed) -> None:
+    """Returns when vllmd may end because nobody has wanted anything for long: the doors are closed then."""
+    if not config.listen.exit_idle_s or not any(not each.is_stored for each in passed(os.environ, os.getpid())):
+        await asyncio.Event().wait()
+    await until_idle(config.listen.exit_idle_s, doors, calls, supervisors, feed)
+    log.info("nobody has asked for anything for %g s", config.listen.exit_idle_s)
 
 
-async def _unless_hurried(
-    *works: Coroutine[Any, Any, None], signals: "asyncio.Queue[signal.Signals]", timeout_s: float | None = None
-) -> None:
-    """Waits for all of `works`, but only until another signal comes or the time is up; then they are called off."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    hurry = asyncio.ensure_future(signals.get())
-    all_done = asyncio.ensure_future(asyncio.wait(tasks))
-    awaited: list[asyncio.Future[Any]] = [all_done, hurry]
-    await asyncio.wait(awaited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for each in (*awaited, *tasks):
-        each.cancel()
+def _answering(supervisors: Supervisors) -> list[str]:
+    return [name for name, each in supervisors.items() if each.client is not None]

@@ -116,6 +116,19 @@ class Restart:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """An engine that an earlier vllmd has started is ours now.
+
+    Args:
+        generation: its number.
+        was_ready: whether tokens came out of it then; else it is still starting.
+    """
+
+    generation: int
+    was_ready: bool
+
+
+@dataclass(frozen=True)
 class Progressed:
     """A starting engine gave a sign of life."""
 
@@ -160,7 +173,7 @@ class Exited:
     verdict: Verdict
 
 
-Event = Load | Unload | Restart | Progressed | ProbeOk | ProbeFailed | TimerFired | Exited
+Event = Load | Unload | Restart | Adopted | Progressed | ProbeOk | ProbeFailed | TimerFired | Exited
 
 
 # ── effects: what to do about it ──
@@ -169,6 +182,13 @@ Event = Load | Unload | Restart | Progressed | ProbeOk | ProbeFailed | TimerFire
 @dataclass(frozen=True)
 class Spawn:
     """Start this generation."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Go on with this generation, which lives already."""
 
     generation: int
 
@@ -209,4 +229,4 @@ class SetTimer:
     jitter: float = 0.0
 
 
-Effect = Spawn | Terminate | Kill | Probe | SetTimer
+Effect = Spawn | Adopt | Terminate | Kill | Probe | SetTimer

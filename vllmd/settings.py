@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
+from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -29,6 +30,14 @@ MOST_PROBLEMS = 100
 """Nobody mends more at one time, and a request with a million unknown keys must not keep the daemon busy."""
 
 
+class Applies(StrEnum):
+    """When a change of a key takes effect. It goes over the wire."""
+
+    AT_ONCE = "at once"
+    ENGINE = "with a new engine"
+    DAEMON = "with a new vllmd"
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something wrong at one place of a table; reads as one line."""
@@ -40,9 +49,23 @@ class Problem:
         return f"{self.place}: {self.complaint}"
 
 
-def option(default: Any, doc: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field with a default, an explanation and bounds (inclusive, in the unit that its name ends in)."""
-    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum}
+def option(
+    default: Any,
+    doc: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    applies: Applies = Applies.AT_ONCE,
+    secret: bool = False,
+) -> Any:
+    """A dataclass field with a default and an explanation.
+
+    Args:
+        minimum, maximum: its bounds, inclusive, in the unit that its name ends in.
+        applies: what a reload of the configuration can do about a change.
+        secret: whether its values are nobody's business who only asks what has changed.
+    """
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "applies": applies, "secret": secret}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vllmd.lifecycle import (
+    Adopt,
+    Adopted,
     Effect,
     Engine,
     Event,
@@ -107,6 +109,16 @@ def _replace_sick(engine: Engine, verdict: Verdict, policy: Policy) -> Step:
 
 def _load(engine: Engine, event: Event, policy: Policy) -> Step:
     return _spawn(replace(engine, crashes=0), policy)
+
+
+def _adopted(engine: Engine, event: Event, policy: Policy) -> Step:
+    """One that was ready has to prove it again; until then it counts as one whose last check has failed."""
+    assert isinstance(event, Adopted)
+    ours, adopt = replace(engine, generation=event.generation, probe_failures=0), Adopt(event.generation)
+    if event.was_ready:
+        return replace(ours, state=State.UNHEALTHY), (adopt, Probe(0.0))
+    patience = SetTimer(Timer.STALL, policy.startup_stall_s)
+    return replace(ours, state=State.STARTING), (adopt, patience, Probe(STARTUP_PROBE_INTERVAL_S))
 
 
 def _unload_dead(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -214,6 +226,7 @@ _AFTER_CRASH = (State.BACKOFF, State.FAILED)
 TRANSITIONS: dict[Key, Row] = {
     (State.STOPPED, Load): Row(_load, (State.STARTING,)),
     (State.STOPPED, Restart): Row(_load, (State.STARTING,)),
+    (State.STOPPED, Adopted): Row(_adopted, (State.UNHEALTHY, State.STARTING)),
     (State.STARTING, Progressed): Row(_moved, (State.STARTING,)),
     (State.STARTING, ProbeOk): Row(_became_ready, (State.READY,)),
     (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING, State.STOPPING)),

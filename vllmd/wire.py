@@ -148,6 +148,24 @@ class RequestStatus:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A key of the configuration file that differs from what is in force.
+
+    Args:
+        key: its path, such as `models.tiny.args.max-model-len`; `models.tiny` for a model that comes or goes.
+        before, after: the values as JSON; empty where there is none, `"…"` where it may be a secret.
+        applies: a value of `settings.Applies`.
+        models: whose engines a reload starts, ends, or replaces.
+    """
+
+    key: str
+    before: str = ""
+    after: str = ""
+    applies: str = "at once"
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Status:
     """The daemon as it is now; `state` and `model` are those of the default model."""
 
@@ -175,7 +193,7 @@ def dumps(value: object) -> str:
     return text
 
 
-def to_json(value: Status | ModelStatus | Continued | RequestStatus | LogLine) -> dict[str, Any]:
+def to_json(value: Status | ModelStatus | Continued | RequestStatus | LogLine | Change) -> dict[str, Any]:
     """A status as JSON has it."""
     return asdict(value)
 
@@ -188,6 +206,11 @@ def model_status(table: Mapping[str, Any]) -> ModelStatus:
 def request_status(table: Mapping[str, Any]) -> RequestStatus:
     """Reads what is said of one request, also by another version."""
     return _known(RequestStatus, table)
+
+
+def change(table: Mapping[str, Any]) -> Change:
+    """Reads one change of the configuration, also another version's."""
+    return _known(Change, {**table, "models": tuple(table.get("models", ()))})
 
 
 def log_line(table: Mapping[str, Any]) -> LogLine:

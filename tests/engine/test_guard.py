@@ -98,7 +98,32 @@ def test_the_leaders_status_is_the_guards(end: str, status: int) -> None:
 
 def test_the_leader_is_told_of_on_the_lifeline() -> None:
     with guarded(*python("say(os.getpid())" + FOREVER)) as process:
-        assert process.lifeline.recv(100).decode() == f"started {process.line()}"
+        assert process.lifeline.recv(100).decode() == f"started {process.line()}\n"
+
+
+def test_the_guards_last_word_is_how_the_leader_ended() -> None:
+    with guarded(*python("sys.exit(3)")) as process:
+        process.ended()
+        assert process.lifeline.recv(100).decode().splitlines()[1:] == ["exited 3"]
+
+
+def test_a_lifeline_that_is_cut_is_cut_for_all_who_hold_it_and_still_carries_the_last_word() -> None:
+    with guarded(*python("say(1)" + FOREVER)) as process, process.lifeline.dup() as held_by_another:
+        assert process.line() == "1"
+        process.lifeline.shutdown(socket.SHUT_WR)
+        assert process.ended() == 128 + signal.SIGKILL
+        assert held_by_another.recv(100).decode().splitlines()[1:] == ["exited 137"]
+
+
+def test_a_lifeline_that_another_holds_keeps_the_engine_when_vllmd_is_gone() -> None:
+    with guarded(*python("say(1)" + FOREVER)) as process, process.lifeline.dup() as held_by_another:
+        assert process.line() == "1"
+        process.cut()
+        held_by_another.settimeout(DIES_WITHIN_S)
+        assert held_by_another.recv(100).startswith(b"started")
+        assert process.popen.poll() is None
+        held_by_another.close()
+        assert process.ended() == 128 + signal.SIGKILL
 
 
 def test_the_leader_gets_a_clean_place() -> None:
@@ -141,7 +166,7 @@ def test_the_log_holds_nothing_but_the_engines_words() -> None:
 @pytest.mark.parametrize("program", ["/nowhere/vllm", "no-such-program-anywhere", "/etc/passwd"])
 def test_a_command_that_cannot_be_run(program: str) -> None:
     with guarded(program, "serve") as process:
-        verb, _, reason = process.lifeline.recv(200).decode().partition(" ")
+        verb, _, reason = process.lifeline.recv(200).decode().splitlines()[0].partition(" ")
         assert verb == "failed"
         assert process.line() == f"vllmd guard: cannot start {program}: {reason}"
         assert process.line() == ""

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from waiting import alive, descendants, processes_with_environ, until
 
 from vllmd.engine import tree
-from vllmd.engine.process import LINE_CHARACTERS, Command, Lines, Log, Process, spawn
+from vllmd.engine.output import LINE_CHARACTERS, Lines, Log
+from vllmd.engine.process import Command, Process, spawn
 from vllmd.engine.verdict import Exit
 from vllmd.errors import EngineError
 

@@ -303,8 +303,8 @@ async def test_a_silent_start_is_a_stall() -> None:
 
 
 async def test_a_start_that_says_something_now_and_then_may_take_its_time() -> None:
-    policy = replace(QUICK, startup_stall_s=0.5, restart_limit=0)
-    async with bench(policy, ready_after_s=1.5) as it:
+    policy = replace(QUICK, startup_stall_s=2.5, restart_limit=0)
+    async with bench(policy, ready_after_s=4) as it:
         await it.loads()
         assert it.engine.generation == 1
 

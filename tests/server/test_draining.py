@@ -21,7 +21,7 @@ from daemons import Daemon
 from waiting import until
 
 from vllmd.config import Config
-from vllmd.daemon import CUT_SHORT_S
+from vllmd.server.draining import CUT_SHORT_S
 
 ROOT = Path(__file__).parents[2]
 SLACK_S = 10.0

@@ -3,61 +3,17 @@
 import os
 import re
 import signal
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemons import Daemon, running
 from generations import GUARD, find
+from service_manager import Manager
 from waiting import descendants, until, until_sync
 
 FAST_WATCHDOG_USEC = 200_000
-
-
-class Manager:
-    """The service manager's end of NOTIFY_SOCKET. As systemd does, it reads all the time: ten words would fill it."""
-
-    def __init__(self) -> None:
-        self._inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._inbox.bind("")  # to a name of the kernel's choice (unix(7), autobind)
-        name: bytes = self._inbox.getsockname()
-        self.address = f"@{name[1:].decode()}"
-        self.heard: list[str] = []
-        self._reads = threading.Event()
-        self._reads.set()
-        self._reader = threading.Thread(target=self._read)
-
-    def _read(self) -> None:
-        while word := self._inbox.recv(65536).decode():
-            self._reads.wait()
-            self.heard += word.splitlines()
-
-    def values(self, name: str) -> list[str]:
-        """What it was told under that name."""
-        return [line.partition("=")[2] for line in list(self.heard) if line.startswith(f"{name}=")]
-
-    @contextmanager
-    def reading(self) -> Iterator["Manager"]:
-        """Reads, for as long as the block lasts."""
-        self._reader.start()
-        with self._inbox, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last_word:
-            try:
-                yield self
-            finally:
-                self._reads.set()
-                last_word.sendto(b"", self._inbox.getsockname())
-                self._reader.join()
-
-    @contextmanager
-    def deaf(self) -> Iterator[None]:
-        """Reads nothing, for as long as the block lasts."""
-        self._reads.clear()
-        yield
-        self._reads.set()
 
 
 @pytest.fixture

@@ -1,50 +1,69 @@
-"""The unit files, read by systemd's own tools."""
+"""The unit files as text: what they say fits what the daemon does."""
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
-import pytest
+from vllmd.config import load
+from vllmd.server.draining import CUT_SHORT_S
+from vllmd.server.entrance import NEWCOMER_S, SHUTDOWN_S
 
-UNITS = Path(__file__).parents[2] / "systemd"
-
-needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None,
-    reason="NOT RUN: there is no systemd-analyze here to read the unit files with; install the package systemd",
-)
-
-
-@needs_systemd
-def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    for name in ("vllmd.service", "vllmd.socket"):
-        # The command must exist to be accepted, and /usr/bin/vllmd does not here.
-        (tmp_path / name).write_text((UNITS / name).read_text().replace("/usr/bin/vllmd", shutil.which("true") or ""))
-    argv = ["systemd-analyze", "verify", str(tmp_path / "vllmd.service"), str(tmp_path / "vllmd.socket")]
-    verdict = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
-    assert (verdict.returncode, verdict.stderr) == (0, "")
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "systemd"
+SERVICES = (UNITS / "vllmd.service", UNITS / "user/vllmd.service")
 
 
-@needs_systemd
-@pytest.mark.skipif(os.getuid() != 0, reason="NOT RUN: only root may make users, even in a scratch directory")
-def test_sysusers_makes_the_user(tmp_path: Path) -> None:
-    (tmp_path / "etc").mkdir()
-    argv = ["systemd-sysusers", f"--root={tmp_path}", "-"]
-    said = subprocess.run(
-        argv, input=(UNITS / "vllmd.sysusers").read_text(), capture_output=True, text=True, timeout=100, check=False
-    )
-    assert said.returncode == 0, said.stderr
-    assert (tmp_path / "etc/passwd").read_text().startswith("vllmd:")
-    members = {line.split(":")[0]: line.split(":")[3] for line in (tmp_path / "etc/group").read_text().splitlines()}
-    assert (members["video"], members["render"]) == ("vllmd", "vllmd")
+def values(path: Path, name: str) -> list[str]:
+    """What stands behind `name=` in a unit file."""
+    return [line.partition("=")[2] for line in path.read_text().splitlines() if line.startswith(f"{name}=")]
 
 
-def test_the_units_and_the_code_agree() -> None:
-    """The unit's timeouts must leave room for what the daemon does in its defaults."""
-    from vllmd.config import Config
+def seconds(path: Path, name: str) -> int:
+    """The last of those values, which must be in seconds."""
+    value = values(path, name)[-1]
+    assert value.endswith("s"), value
+    return int(value.removesuffix("s"))
 
-    config = Config()
-    service = (UNITS / "vllmd.service").read_text()
-    stop_s = int(service.split("TimeoutStopSec=")[1].split("s")[0])
-    assert stop_s > config.relay.drain_s + config.supervision.stop_timeout_s
-    assert f"ListenStream={config.listen.tcp}\n" in (UNITS / "vllmd.socket").read_text()
+
+def test_the_stop_timeout_covers_drain_and_engine_of_the_shipped_configuration() -> None:
+    config = load(ROOT / "etc/vllmd/vllmd.toml")
+    needed_s = NEWCOMER_S + config.relay.drain_s + CUT_SHORT_S + config.supervision.stop_timeout_s + SHUTDOWN_S
+    for service in SERVICES:
+        assert seconds(service, "TimeoutStopSec") >= 1.5 * needed_s
+
+
+def test_the_socket_listens_where_the_shipped_configuration_says() -> None:
+    config = load(ROOT / "etc/vllmd/vllmd.toml")
+    assert values(UNITS / "vllmd.socket", "ListenStream") == ["/run/vllmd/vllmd.sock", config.listen.tcp]
+
+
+def test_no_number_of_starts_closes_the_socket() -> None:
+    for service in SERVICES:
+        assert values(service, "StartLimitIntervalSec") == ["0"]
+        assert values(service, "StartLimitBurst") == []
+
+
+def test_each_option_that_is_relaxed_has_its_reason() -> None:
+    text = (UNITS / "vllmd.service").read_text()
+    relaxed = [
+        "MemoryDenyWriteExecute",
+        "PrivateDevices",
+        "DevicePolicy",
+        "DeviceAllow",
+        "PrivateTmp",
+        "ProtectClock",
+        "PrivateUsers",
+        "PrivateNetwork",
+        "IPAddressDeny",
+        "ProcSubset",
+        "ProtectControlGroups",
+        "RemoveIPC",
+        "DynamicUser",
+    ]
+    for option in relaxed:
+        assert not values(UNITS / "vllmd.service", option)
+        assert f"#   {option}" in text or f", {option}" in text
+
+
+def test_the_user_s_service_differs_only_where_it_must() -> None:
+    theirs, ours = (set(path.read_text().splitlines()) for path in SERVICES)
+    different = {line.partition("=")[0] for line in ours - theirs if line and not line.startswith(("#", "["))}
+    assert different <= {"ExecStart", "ExecReload", "After", "WantedBy", "Environment", "RuntimeDirectory"}

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from vllmd.lifecycle import (
     ALIVE,
+    Adopt,
+    Adopted,
     Effect,
     Engine,
     Event,
@@ -45,7 +47,7 @@ class World:
     """An engine, and what its supervisor and the machine know without asking it.
 
     Args:
-        alive: a process exists: from `Spawn` to `Exited`, whatever the state says.
+        alive: a process exists: from `Spawn` or `Adopt` to `Exited`, whatever the state says.
         timers: set and not yet fired; a change of state clears them.
         probing: a probe is pending; a change of state cancels it.
     """
@@ -88,7 +90,7 @@ def move(world: World, event: Event, policy: Policy) -> Move:
     timers |= {effect.timer for effect in effects if isinstance(effect, SetTimer)}
     probing = (same and world.probing and not probed) or any(isinstance(effect, Probe) for effect in effects)
     gone = isinstance(event, Exited) and event.generation == world.engine.generation
-    alive = (world.alive and not gone) or any(isinstance(effect, Spawn) for effect in effects)
+    alive = (world.alive and not gone) or any(isinstance(effect, Spawn | Adopt) for effect in effects)
     return Move(world, event, effects, World(engine, alive, frozenset(timers), probing))
 
 
@@ -102,6 +104,8 @@ def possible(world: World) -> Iterator[Event]:
         yield ProbeFailed(engine.epoch, "refused", listens=True, certain=True)
     if engine.state is State.STARTING:
         yield Progressed(engine.epoch)
+    if engine == Engine():  # before anything else, or never
+        yield from (Adopted(7, was_ready=True), Adopted(7, was_ready=False))
     if world.alive:
         yield from (Exited(engine.generation, CRASH), Exited(engine.generation, HOPELESS))
 
@@ -139,6 +143,23 @@ def test_an_engine_is_spawned_only_when_nothing_is_alive() -> None:
         if any(isinstance(effect, Spawn) for effect in each.effects):
             assert not each.before.alive or isinstance(each.event, Exited), each
             assert each.effects[0] == Spawn(each.before.engine.generation + 1), each
+
+
+def test_an_engine_is_adopted_only_when_nothing_is_alive_and_under_its_own_number() -> None:
+    adopted = [each for each in every_move() if any(isinstance(effect, Adopt) for effect in each.effects)]
+    assert {each.after.engine.state for each in adopted} == {State.STARTING, State.UNHEALTHY}
+    for each in adopted:
+        assert not each.before.alive, each
+        assert isinstance(each.event, Adopted)
+        assert each.effects[0] == Adopt(each.event.generation)
+        assert each.after.engine.generation == each.event.generation
+
+
+def test_an_adopted_engine_is_not_ready_before_it_has_shown_a_token() -> None:
+    for each in every_move():
+        if isinstance(each.event, Adopted):
+            assert each.after.engine.state is not State.READY, each
+            assert each.after.probing, each
 
 
 def test_alive_is_what_the_state_says() -> None:
@@ -229,6 +250,7 @@ EPOCHS = st.integers(-3, 30)
 VERDICTS = st.sampled_from([CRASH, HOPELESS])
 EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.sampled_from([Load(), Unload(), Restart()]),
+    st.builds(Adopted, EPOCHS, st.booleans()),
     st.builds(Progressed, EPOCHS),
     st.builds(ProbeOk, EPOCHS),
     st.builds(ProbeFailed, EPOCHS, st.text(max_size=5), st.booleans(), st.booleans()),
@@ -263,6 +285,9 @@ def test_step_never_raises_and_knows_its_own_table(engine: Engine, event: Event,
 
 
 def is_stale(engine: Engine, event: Event) -> bool:
+    """Late, or what cannot be: nothing is adopted by a vllmd that has had an engine."""
+    if isinstance(event, Adopted):
+        return engine.state is not State.STOPPED
     if isinstance(event, Exited):
         return event.generation != engine.generation
     return getattr(event, "epoch", engine.epoch) != engine.epoch

@@ -61,8 +61,12 @@ DIRECTIONS = {
     "core": ({"core"}, "it is what everybody shares, and stays testable with values alone"),
     "engine": ({"core", "engine"}, "an engine is supervised whether or not anybody asks anything of it"),
     "server": ({"core", "engine", "server"}, "it serves what engines produce, and is no concern of the command line's"),
+    "journal": ({"core", "journal"}, "where the log goes is nobody's business but the composition root's"),
     "ctl": ({"core", "ctl"}, "the command line knows the daemon by its HTTP contract alone"),
-    "daemon": ({"core", "engine", "server"}, "the composition root wires everybody, but for the command line"),
+    "daemon": (
+        {"core", "engine", "server", "journal"},
+        "the composition root wires everybody but the command line",
+    ),
     "__main__": ({"daemon"}, "`python -m vllmd` is `vllmd`, and nothing else"),
 }
 
@@ -70,6 +74,7 @@ LIBRARIES = {
     "core": (set[str](), "the core is the standard library, so that ctl and tests import it in no time"),
     "engine": ({"aiohttp", "uv"}, "requests to the engine, and the installer of its environment"),
     "server": ({"aiohttp", "aiohttp_sse"}, "the doors"),
+    "journal": (set[str](), "two hundred lines take the place of a library"),
     "ctl": ({"click"}, "importing aiohttp costs more than a whole command of vllmctl"),
     "daemon": ({"uvloop"}, "the loop is chosen where it is started"),
     "__main__": (set[str](), "it only calls"),

@@ -52,6 +52,31 @@ def test_every_word_as_systemd_wants_it(systemd: socket.socket) -> None:
     assert is_silent(systemd)
 
 
+def test_a_descriptor_goes_along_and_is_a_copy(systemd: socket.socket) -> None:
+    reading, writing = os.pipe()
+    with Notifier({"NOTIFY_SOCKET": "x", "FDSTORE": "9"}) as notifier:
+        assert notifier.has_store
+        notifier.keep("engine.tiny.1.log", writing)
+        os.close(writing)
+        notifier.forget("engine.tiny.1.log")
+    data, (kept,), _, _ = socket.recv_fds(systemd, 1000, 4)
+    assert data == b"FDSTORE=1\nFDNAME=engine.tiny.1.log\nFDPOLL=0"
+    assert heard(systemd) == "FDSTOREREMOVE=1\nFDNAME=engine.tiny.1.log"
+    os.write(kept, b"x")
+    os.close(kept)
+    assert os.read(reading, 9) == b"x"
+    assert os.read(reading, 9) == b"", "no other copy is left"
+    os.close(reading)
+
+
+@pytest.mark.parametrize(
+    "environ", [{}, {"FDSTORE": "9"}, {"NOTIFY_SOCKET": "x"}, {"NOTIFY_SOCKET": "x", "FDSTORE": "0"}]
+)
+def test_without_a_store_there_is_none(systemd: socket.socket, environ: dict[str, str]) -> None:
+    with Notifier(environ) as notifier:
+        assert not notifier.has_store
+
+
 def test_a_status_is_one_line_whatever_is_in_it(systemd: socket.socket) -> None:
     with Notifier() as notifier:
         notifier.status("failed\nMAINPID=1\r\nREADY=1\x0bFDSTORE=1\x85\u2028x  y\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllmd.config import Model
 
-OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "FDSTORE")
 """Variables that speak to vllmd alone; an engine that inherited them could answer systemd in its name."""
 
 FOREIGN = ("CREDENTIALS_DIRECTORY", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_API_KEY")

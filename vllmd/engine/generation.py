@@ -3,16 +3,17 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from vllmd.engine import evidence, gpu, memory
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
 from vllmd.engine.incidents import Incident
+from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.plan import Plan
-from vllmd.engine.process import Command, Process, spawn
+from vllmd.engine.process import Process, adopt, spawn
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
 from vllmd.errors import InstallError, VllmdError
@@ -39,6 +40,8 @@ class Generation:
         on_progress: called whenever the phase or its percentage changes.
         on_line: called with each line that the engine or the installer prints.
         on_work: called when a start did something that cannot be seen in its lines.
+        store: keeps the engine for the next vllmd.
+        kept: the engine, where an earlier vllmd has started it; None to start one.
     """
 
     def __init__(
@@ -48,9 +51,11 @@ class Generation:
         on_progress: Callable[[], None],
         on_line: Callable[[str], None],
         on_work: Callable[[], None],
+        store: Store,
+        kept: Kept | None = None,
     ) -> None:
         self.number = number
-        self.was_ready = False
+        self.was_ready = bool(kept and kept.record and kept.record.was_ready)
         self.progress: Progress | None = None
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         self._evidence: Evidence | None = None
@@ -61,11 +66,15 @@ class Generation:
         self._on_work = on_work
         self._now = asyncio.get_running_loop().time
         self._startups = Startups(plan.state / "startups.json")
-        self._earlier = self._startups.recall(plan.key)
+        self._earlier = self._startups.recall(plan.key) if kept is None else None
         self._recorder = Recorder(self._now())
+        self._store = store
+        self._kept = kept
+        self._keeping: Keeping | None = None
         self._process: Process | None = None
         self._installing: asyncio.Task[Environment] | None = None
         self._asked_to_end = False
+        self._is_left = False
 
     @property
     def pid(self) -> int | None:
@@ -81,12 +90,10 @@ class Generation:
 
     async def run(self) -> Verdict:
         """Runs the engine; returns why it ended, and only when no process of it is alive any more."""
-        if self._asked_to_end:
+        if self._asked_to_end and self._kept is None:
             return _CALLED_OFF
         try:
-            environment = await self._environment()
-            with self._plan.fresh_directory(self.number):
-                return await self._live(self._plan.command(self.number, environment))
+            return await self._live(await self._begin())
         except asyncio.CancelledError:
             if self._asked_to_end and not _being_cancelled():
                 return _CALLED_OFF
@@ -97,13 +104,25 @@ class Generation:
             return Verdict("cannot start", error.message, error.hint)
         except OSError as error:
             return Verdict("cannot start", f"cannot prepare the start: {error}", "check the directories in [paths]")
+        finally:
+            if not self._is_left:
+                self._plan.remove_directory(self.number)
 
     def became_ready(self) -> None:
-        """The first token came: the start is over, and worth remembering."""
-        if not self.was_ready and (timeline := self._recorder.finish(self._now())):
+        """The first token came: the start is over, and worth remembering if it was seen from its beginning."""
+        if not self.was_ready and self._kept is None and (timeline := self._recorder.finish(self._now())):
             self._startups.remember(self._plan.key, timeline)
+        if not self.was_ready and self._keeping:
+            self._keeping.became_ready()
         self.was_ready = True
         self.progress = None
+
+    def leave(self) -> bool:
+        """Lets go of the engine without ending it, if the next vllmd can go on with it; returns whether it can."""
+        self._is_left = self._process is not None and self._keeping is not None and not self._asked_to_end
+        if self._is_left and self._process:
+            self._process.let_go()
+        return self._is_left
 
     def terminate(self) -> None:
         """Asks the engine to end; an installation is called off."""
@@ -150,18 +169,57 @@ class Generation:
             self._installing.cancel()
             self._installing = None
 
-    async def _live(self, what: Command) -> Verdict:
-        self._report(Progress(Phase.STARTING_UP))
+    async def _begin(self) -> AbstractAsyncContextManager[Process]:
+        """A start, or what goes on with the engine that is there."""
+        if self._kept and self._kept.record and self._kept.tether:
+            return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
+        environment = await self._environment()
+        self._plan.make_directory(self.number)
+        return spawn(self._plan.command(self.number, environment), self._take_line)
+
+    async def _live(self, beginning: AbstractAsyncContextManager[Process]) -> Verdict:
+        if not self.was_ready:
+            self._report(Progress(Phase.STARTING_UP))
         killed_before = memory.oom_kills()
-        async with spawn(what, self._take_line) as process:
+        async with beginning as process:
             self._process = process
             if self._asked_to_end:
                 process.kill()
-            async with self._watching(process):
-                end = await process.wait()
+            with self._kept_safe(process):
+                async with self._watching(process):
+                    end = await process.wait()
         self._process = None
         killed = memory.kills_since(killed_before)
         return explain(end, tuple(self.lines), was_ready=self.was_ready, asked=self._asked_to_end, oom_kills=killed)
+
+    @contextmanager
+    def _kept_safe(self, process: Process) -> Iterator[None]:
+        """Outlives vllmd in the store, for as long as it lives."""
+        self._keeping = self._keep(process)
+        try:
+            yield
+        finally:
+            if self._keeping and self._is_left:
+                self._keeping.let_go()
+            elif self._keeping:
+                self._keeping.end()
+            self._keeping = None
+
+    def _keep(self, process: Process) -> Keeping | None:
+        if self._kept and self._kept.record:
+            return Keeping(self._store, self._kept.record, self._kept.fds[RECORD])
+        if not self._store.has_store or process.leader is None:
+            return None
+        record = Record(
+            model=self._plan.name,
+            generation=self.number,
+            digest=self._plan.digest,
+            directory=str(self._plan.directory(self.number)),
+            guard=process.pid,
+            leader=process.leader,
+            token=process.tether.token,
+        )
+        return keep(self._store, process.tether, record)
 
     @asynccontextmanager
     async def _watching(self, process: Process) -> AsyncIterator[None]:

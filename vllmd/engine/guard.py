@@ -5,7 +5,11 @@ vllmd, and is small (10 MB, 15 ms of CPU), for it lives as long as the engine do
 
 What it holds. Standard input is the *lifeline*: its other end belongs to vllmd alone, so the kernel closes it when
 vllmd dies, however it dies. Standard output and error are the log pipe, and go to the engine untouched. The guard
-writes one message to the lifeline, `started PID` or `failed REASON` (a lifeline that cannot be written to is fine).
+writes a line to the lifeline at the start, `started PID` or `failed REASON`, and one at its end, `exited STATUS`, for a
+vllmd that is not its parent and cannot wait for it (a lifeline that cannot be written to is fine).
+
+Who holds the lifeline. vllmd, and where systemd keeps descriptors for it (FDSTORE) systemd as well. It stays open then
+while one vllmd follows another; when the service is stopped systemd lets go of it, and so the engine's end has come.
 
 What it does. It makes itself the *subreaper* of everything below it (prctl(2), PR_SET_CHILD_SUBREAPER): a process
 whose parent dies is handed to the guard and not to init, so that nothing leaves the tree by daemonising. Then it waits
@@ -49,7 +53,9 @@ def main(argv: list[str]) -> int:
     forward_signals(leader)
     tell(f"started {leader}")
     code = os.waitstatus_to_exitcode(clear(leader, watch(leader, wakeup)))
-    return code if code >= 0 else 128 - code
+    status = code if code >= 0 else 128 - code
+    tell(f"exited {status}")
+    return status
 
 
 def prepare() -> int:
@@ -93,9 +99,9 @@ def refuse(program: str, error: OSError) -> int:
 
 
 def tell(message: str) -> None:
-    """Write `message` to the lifeline, if it can be written to and vllmd is still there."""
+    """Write `message` as a line to the lifeline, if it can be written to and vllmd is still there."""
     with suppress(OSError):
-        os.write(LIFELINE, message.encode(errors="replace"))
+        os.write(LIFELINE, f"{message}\n".encode(errors="replace"))
 
 
 def ignore(_signum: int, _frame: FrameType | None) -> None:

@@ -6,8 +6,7 @@ cleans up after itself. It goes when the last process has gone.
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +56,12 @@ class Plan:
         vllm = self.environment.path or self.environment.requirement
         return key_of(vllm, self.model.model, dict(self.model.args), dict(self.model.env))
 
+    @property
+    def digest(self) -> str:
+        """The same for engines of which one can take the other's place: all that `command` makes a difference of."""
+        vllm = self.environment.path or self.environment.requirement
+        return key_of(vllm, self.name, self.model.model, dict(self.model.args), dict(self.model.env), self.paths.cache)
+
     def directory(self, number: int) -> Path:
         """The directory of generation `number`."""
         return Path(self.paths.runtime) / f"{self.slug}.{number}"
@@ -91,9 +96,8 @@ class Plan:
         )
         return Command(argv, environ, self.directory(number))
 
-    @contextmanager
-    def fresh_directory(self, number: int) -> Iterator[None]:
-        """The directory of generation `number`, empty but for `tmp`; gone afterwards.
+    def make_directory(self, number: int) -> None:
+        """Makes the directory of generation `number`, empty but for `tmp`.
 
         Directories of other generations can only be left from a vllmd that was killed together with the engine's
         guard. Whoever still lives in one is known by its TMPDIR, and ended first.
@@ -105,10 +109,10 @@ class Plan:
             shutil.rmtree(leftover, ignore_errors=True)
         (directory / "tmp").mkdir(mode=0o700, parents=True)
         directory.chmod(0o700)
-        try:
-            yield
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+
+    def remove_directory(self, number: int) -> None:
+        """The last process of generation `number` has gone."""
+        shutil.rmtree(self.directory(number), ignore_errors=True)
 
 
 def _tmpdir(directory: Path) -> str:

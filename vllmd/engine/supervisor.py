@@ -9,21 +9,27 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from vllmd.about import about
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.generation import Generation
 from vllmd.engine.incidents import Incidents
+from vllmd.engine.kept import NOWHERE, Kept, Store
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
+from vllmd.engine.telling import Telling
 from vllmd.engine.timers import Timers
 from vllmd.errors import CertainFailure, NotListening
 from vllmd.errors import ProbeFailed as NoToken
 from vllmd.lifecycle import (
+    Adopt,
+    Adopted,
     Effect,
     Engine,
     Event,
@@ -34,6 +40,7 @@ from vllmd.lifecycle import (
     ProbeFailed,
     ProbeOk,
     Progressed,
+    Restart,
     SetTimer,
     Spawn,
     State,
@@ -46,7 +53,6 @@ from vllmd.transitions import step
 from vllmd.wire import ModelStatus
 
 log = logging.getLogger(__name__)
-engine_log = logging.getLogger("vllmd.engine.output")
 
 PROGRESS_INTERVAL_S = 1.0
 """Signs of progress closer together than this, or than a tenth of the patience with a start, count once."""
@@ -57,23 +63,33 @@ class Supervisor:
 
     Args:
         plan: what to run.
-        policy: how patient to be.
+        policy: how patient to be; another one may take its place.
         feed: where every change of state and phase is published.
         on_sign_of_life: called at most once a second while a start makes progress.
+        store: keeps the engine while one vllmd follows another.
     """
 
     def __init__(
-        self, plan: Plan, policy: Policy, feed: Feed, on_sign_of_life: Callable[[], None] = lambda: None
+        self,
+        plan: Plan,
+        policy: Policy,
+        feed: Feed,
+        on_sign_of_life: Callable[[], None] = lambda: None,
+        store: Store = NOWHERE,
     ) -> None:
         self.plan = plan
         self.engine = Engine()
         self.lines = Lines()
-        self._policy = policy
+        self.policy = policy
+        self._holds = 0
         self._feed = feed
         self._on_sign_of_life = on_sign_of_life
+        self._store = store
+        self._kept: Kept | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._generation: Generation | None = None
         self._client: EngineClient | None = None
+        self._telling: Telling | None = None
         self._timers = Timers()
         self._probing: asyncio.Task[None] | None = None
         self._living: asyncio.Task[None] | None = None
@@ -114,12 +130,22 @@ class Supervisor:
     @property
     def client(self) -> EngineClient | None:
         """The way to the engine while it is ready; advice only, it may die the next moment."""
-        return self._client if self.engine.state is State.READY else None
+        return self._client if self.engine.state is State.READY and not self._holds else None
+
+    def sentence(self) -> str:
+        """What a request for the model waits for, or why it need not."""
+        if self._holds and self.engine.state is State.READY:
+            return "a new engine starts when the running requests have ended"
+        return self.status.sentence()
 
     @property
     def is_stopping(self) -> bool:
         """Whether the engine was told to end: what it still answers may be cut short."""
         return self.engine.state is State.STOPPING
+
+    @property
+    def _about(self) -> dict[str, object]:
+        return about(model=self.name, generation=self.engine.generation)
 
     def post(self, event: Event) -> None:
         """Tells the supervisor that something happened, or that somebody wants something."""
@@ -132,6 +158,36 @@ class Supervisor:
             await self._feed.after(seen)
             seen = self._feed.last
         return self.engine.state
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """No new request gets to the engine for as long as the block lasts."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self._publish()  # whoever waits for the engine looks again
+
+    async def renew(self, plan: Plan) -> None:
+        """Runs something else from now on; returns when the engine that is there has begun to end.
+
+        A model that was unloaded stays so. One that was given up is tried again.
+        """
+        self.plan = plan
+        if self.engine.state is not State.STOPPED:
+            self.post(Restart())
+            await self.wait_for(*(each for each in State if each not in (State.READY, State.UNHEALTHY)))
+
+    def adopt(self, kept: Kept) -> None:
+        """Goes on with an engine that an earlier vllmd has started, and that suits the plan (`Kept.obstacle`)."""
+        assert kept.record is not None, "without one it suits no plan"
+        self._kept = kept
+        self.post(Adopted(kept.record.generation, kept.record.was_ready))
+
+    def leave(self) -> bool:
+        """Lets go of the engine for the next vllmd to adopt; returns False where that cannot be: close it then."""
+        return self.engine.state is not State.STOPPING and self._generation is not None and self._generation.leave()
 
     async def close(self) -> None:
         """Unloads the model and returns when nothing of its engine is alive."""
@@ -152,7 +208,7 @@ class Supervisor:
 
     def _take(self, event: Event) -> None:
         before = self.engine
-        self.engine, effects = step(before, event, self._policy)
+        self.engine, effects = step(before, event, self.policy)
         if self.engine.state is not before.state:
             self._enter(before)
         for effect in effects:
@@ -170,16 +226,16 @@ class Supervisor:
             self._generation.became_ready()
         verdict = self.engine.verdict
         if verdict and verdict is not before.verdict:
-            log.error("%s: %s%s", self.name, verdict.message, f" ({verdict.hint})" if verdict.hint else "")
-        log.info("%s: %s → %s", self.name, before.state, self.engine.state)
+            hint = f" ({verdict.hint})" if verdict.hint else ""
+            log.error("%s: %s%s", self.name, verdict.message, hint, extra=self._about)
+        log.info("%s: %s → %s", self.name, before.state, self.engine.state, extra=self._about)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Spawn(number):
-                # Made at once, not by the task: the next effect may be to kill it.
-                self._generation = Generation(number, self.plan, self._on_progress, self._on_line, self._moved)
-                self._client = EngineClient(self.plan.socket(number))
-                self._living = _start(self._live(self._generation, self._client))
+                self._begin(number, None)
+            case Adopt(number):
+                self._begin(number, self._kept)
             case Terminate():
                 self._living_generation().terminate()
             case Kill(examine):
@@ -191,6 +247,14 @@ class Supervisor:
             case SetTimer(timer, seconds, jitter):
                 fired = TimerFired(self.engine.epoch, timer)
                 self._timers.set(timer, seconds * (1 + random.random() * jitter), partial(self.post, fired))
+
+    def _begin(self, number: int, kept: Kept | None) -> None:
+        self._telling = Telling(self.name, number)
+        # Made at once, not by the task: the next effect may be to kill it.
+        news = (self._on_progress, self._on_line, self._moved)
+        self._generation = Generation(number, self.plan, *news, self._store, kept)
+        self._client = EngineClient(self.plan.socket(number))
+        self._living = _start(self._live(self._generation, self._client))
 
     def _living_generation(self) -> Generation:
         assert self._generation is not None, "effects on an engine come only while one is alive"
@@ -208,6 +272,9 @@ class Supervisor:
             except Exception as error:
                 log.exception("%s: unforeseen error", self.name)
                 verdict = Verdict("internal error", f"vllmd made a mistake: {error}", "please report it with the log")
+            finally:
+                if self._telling:
+                    self._telling.end()
         self.post(Exited(generation.number, verdict))  # first of all: whatever fails below, the end is told
         self._keep_incident(generation, verdict)
 
@@ -218,12 +285,12 @@ class Supervisor:
                 return
             verdict = self.engine.verdict
         if path := self._incidents.write(generation.incident(self.name, verdict)):
-            log.info("%s: what is known of its end: %s", self.name, path)
+            log.info("%s: what is known of its end: %s", self.name, path, extra=self._about)
 
     async def _probe(self, client: EngineClient, after_s: float, epoch: int) -> None:
         await due(client, after_s)
         try:
-            await probe(client, self.name, self._policy)
+            await probe(client, self.name, self.policy)
         except NoToken as error:
             listens, certain = not isinstance(error, NotListening), isinstance(error, CertainFailure)
             self.post(ProbeFailed(epoch, error.message, listens=listens, certain=certain))
@@ -241,12 +308,13 @@ class Supervisor:
             self._moved()
 
     def _on_line(self, line: str) -> None:
-        engine_log.info("%s: %s", self.name, line)
+        if self._telling:
+            self._telling.line(line)
         self.lines.add(line)
         self._moved()
 
     def _moved(self) -> None:
-        now, interval_s = asyncio.get_running_loop().time(), min(PROGRESS_INTERVAL_S, self._policy.startup_stall_s / 10)
+        now, interval_s = asyncio.get_running_loop().time(), min(PROGRESS_INTERVAL_S, self.policy.startup_stall_s / 10)
         if self.engine.state is State.STARTING and now - self._progressed_at >= interval_s:
             self._progressed_at = now
             self.post(Progressed(self.engine.epoch))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from vllmd import routes
-from vllmd.config import Config
+from vllmd.config import Current
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
@@ -16,26 +16,32 @@ from vllmd.server.openai import INFERENCE, OpenAI
 from vllmd.server.origin import only_known_hosts
 from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
+from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
 
 
 def build(
-    config: Config, supervisors: Mapping[str, Supervisor], feed: Feed, calls: Calls, addresses: tuple[str, ...]
+    current: Current,
+    supervisors: Mapping[str, Supervisor],
+    feed: Feed,
+    calls: Calls,
+    relay: Relay,
+    reload: Reload,
+    addresses: tuple[str, ...],
 ) -> web.Application:
     """The application that all doors share."""
-    relay = Relay(config, supervisors, feed, calls)
-    openai = OpenAI(relay, supervisors, config.default_model)
-    prompt = Prompt(relay, config)
-    control = Control(config, supervisors, feed, calls, addresses)
-    logs = Logs(config, supervisors)
-    requests = Requests(calls, config.access.admin_group)
+    openai = OpenAI(relay, supervisors, current)
+    prompt = Prompt(relay, current)
+    control = Control(current, supervisors, feed, calls, addresses)
+    logs = Logs(current, supervisors)
+    requests = Requests(calls, current)
 
+    body_bytes = current.config.limits.body_bytes
     app = web.Application(
-        middlewares=[middleware.request_id, middleware.errors, only_known_hosts(config.listen.hosts)],
-        client_max_size=config.limits.body_bytes,
+        middlewares=[middleware.request_id, middleware.errors, only_known_hosts(current)], client_max_size=body_bytes
     )
-    app[middleware.BODY_BYTES] = config.limits.body_bytes
-    app.on_response_prepare.append(middleware.sign)
+    app[middleware.BODY_BYTES] = body_bytes
+    app.on_response_prepare.extend((middleware.sign, middleware.part_if(calls)))
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
@@ -50,6 +56,8 @@ def build(
             web.get(routes.EVENTS, control.events),
             web.get(routes.LOGS, logs.lines),
             web.get(routes.REQUESTS, requests.list),
+            web.get(routes.PLAN, reload.plan),
+            web.post(routes.RELOAD, reload.reload),
             web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]

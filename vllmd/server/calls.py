@@ -72,11 +72,16 @@ class Calls:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed_by: VllmdError | None = None
+        self._spared: frozenset[str] = frozenset()
+        self.idle_since = time.monotonic()
+        """When the last call ended, in `time.monotonic`'s seconds; of no meaning while one is under way."""
+        self._left: asyncio.Event | None = None
 
     @contextmanager
     def under_way(self, call: Call) -> Iterator[None]:
         """Counts `call` among those under way; it belongs to the current task. Raises what `close` was given."""
-        self.refuse_if_closed()
+        if call.model not in self._spared:
+            self.refuse_if_closed()
         task = asyncio.current_task()
         assert task is not None, "a call is served by a task"
         self._tasks[call] = task
@@ -88,6 +93,10 @@ class Calls:
             call.answer = None  # which knows the call: nobody shall have to wait for the garbage collector
             if not self._tasks:
                 self._idle.set()
+                self.idle_since = time.monotonic()
+            if self._left is not None:  # made only by who waits
+                self._left.set()
+                self._left = None
 
     def refuse_if_closed(self) -> None:
         """Raises what `close` was given, if it was called."""
@@ -112,10 +121,30 @@ class Calls:
         """Returns when no call is under way."""
         await self._idle.wait()
 
-    def close(self, reason: VllmdError) -> None:
-        """Takes no more calls, and ends those that still wait, with `reason`; running ones go on."""
-        self._closed_by = reason
-        self._end([call for call in self._tasks if call.held], reason)
+    async def wait_unused(self, model: str) -> None:
+        """Returns when no call of `model` runs in its engine."""
+        while self.count(model)[0]:
+            self._left = self._left or asyncio.Event()
+            await self._left.wait()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called: whoever has an answer now had better come back to another vllmd."""
+        return self._closed_by is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none is under way."""
+        return not self._tasks
+
+    def close(self, reason: VllmdError, spared: Iterable[str] = ()) -> None:
+        """Takes no more calls, and ends those that still wait, with `reason`; running ones go on.
+
+        Args:
+            spared: models whose calls may still come and wait: their engines stay.
+        """
+        self._closed_by, self._spared = reason, frozenset(spared)
+        self._end([call for call in self._tasks if call.held and call.model not in self._spared], reason)
 
     def cut_short(self, reason: VllmdError) -> None:
         """Ends all calls with `reason`, which their clients are told."""

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 
 from vllmd import __version__, routes, wire
-from vllmd.config import Config
+from vllmd.config import Current
 from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import NotReady, RequestError
@@ -33,7 +33,7 @@ class Control:
     """The handlers that ask about engines or give orders to supervisors.
 
     Args:
-        config: who may administer, and which model is the default.
+        current: who may administer, and which model is the default.
         supervisors: one for each model.
         feed: what happens to them.
         calls: what they are working on.
@@ -42,13 +42,13 @@ class Control:
 
     def __init__(
         self,
-        config: Config,
+        current: Current,
         supervisors: Mapping[str, Supervisor],
         feed: Feed,
         calls: Calls,
         addresses: tuple[str, ...],
     ) -> None:
-        self._config = config
+        self._current = current
         self._supervisors = supervisors
         self._feed = feed
         self._calls = calls
@@ -63,7 +63,7 @@ class Control:
 
     async def ready(self, request: web.Request) -> web.Response:
         """200 only while the default model answers with tokens."""
-        supervisor = self._supervisors[self._config.default_model]
+        supervisor = self._supervisors[self._current.config.default_model]
         if supervisor.client is None:
             raise not_ready(supervisor)
         return json_response({"status": "ready", "model": supervisor.name})
@@ -71,7 +71,7 @@ class Control:
     async def status(self, request: web.Request) -> web.Response:
         """Everything at a glance."""
         models = tuple(self._status_of(each) for each in self._supervisors.values())
-        default = self._supervisors[self._config.default_model]
+        default = self._supervisors[self._current.config.default_model]
         status = wire.Status(
             version=__version__,
             state=default.engine.state.value,
@@ -93,7 +93,7 @@ class Control:
         require_client(request)
         async with (
             self._followers.joined(),
-            sse_response(request, sep="\n", ping_interval=self._config.sse.keepalive_s) as stream,
+            sse_response(request, sep="\n", ping_interval=self._current.config.sse.keepalive_s) as stream,
         ):
             if last is None or last > self._feed.last:  # a number of another life of the daemon's
                 last = self._feed.last
@@ -107,9 +107,9 @@ class Control:
 
     async def order(self, request: web.Request) -> web.Response:
         """`POST /api/models/{name}/load`, `/unload`, `/restart`: 202 at once, or the outcome with `?wait=1`."""
-        require_administrator(identify(request), self._config.access.admin_group)
+        require_administrator(identify(request), self._current.config.access.admin_group)
         self._calls.refuse_if_closed()
-        name = choose_model(request.match_info["name"], self._supervisors, self._config.default_model)
+        name = choose_model(request.match_info["name"], self._supervisors, self._current.config.default_model)
         supervisor, verb = self._supervisors[name], request.match_info["verb"]
         supervisor.post(_ORDERS[verb]())
         if request.query.get("wait", "0") == "0":

@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp_sse import sse_response
 
 from vllmd import sse, wire
-from vllmd.config import Config
+from vllmd.config import Current
 from vllmd.engine.lines import KEPT_LINES, Line
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError
@@ -23,12 +23,12 @@ class Logs:
     """The handler of `/api/logs`.
 
     Args:
-        config: names the default model.
+        current: names the default model.
         supervisors: one for each model; each keeps its engines' last lines.
     """
 
-    def __init__(self, config: Config, supervisors: Mapping[str, Supervisor]) -> None:
-        self._config = config
+    def __init__(self, current: Current, supervisors: Mapping[str, Supervisor]) -> None:
+        self._current = current
         self._supervisors = supervisors
         self._followers = Followers()
         self.dismiss = self._followers.dismiss
@@ -40,7 +40,7 @@ class Logs:
             ModelNotFound: no such model.
             RequestError: `lines` or `follow` is no number.
         """
-        name = choose_model(request.query.get("model"), self._supervisors, self._config.default_model)
+        name = choose_model(request.query.get("model"), self._supervisors, self._current.config.default_model)
         count, follow = _number(request, "lines", KEPT_LINES), _number(request, "follow", 0)
         if follow:
             return await self._follow(request, self._supervisors[name], count)
@@ -52,7 +52,7 @@ class Logs:
         lines, last = supervisor.lines.latest(count), supervisor.lines.last
         async with (
             self._followers.joined(),
-            sse_response(request, sep="\n", ping_interval=self._config.sse.keepalive_s) as stream,
+            sse_response(request, sep="\n", ping_interval=self._current.config.sse.keepalive_s) as stream,
         ):
             await stream.write(sse.comment(f"what the engine of {supervisor.name} prints") + _events(lines))
             while True:

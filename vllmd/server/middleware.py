@@ -3,11 +3,13 @@
 import logging
 import re
 import uuid
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from vllmd import __version__
+from vllmd.about import CURRENT
 from vllmd.errors import (
     BodyTooLarge,
     MethodNotAllowed,
@@ -17,7 +19,9 @@ from vllmd.errors import (
     VllmdError,
     outcome_of,
 )
+from vllmd.server.access import identify
 from vllmd.server.bodies import REQUEST_ID, json_response, mistake
+from vllmd.server.calls import Calls
 from vllmd.wire import error_body
 
 log = logging.getLogger(__name__)
@@ -28,9 +32,14 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 @web.middleware
 async def request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keeps the client's `X-Request-Id`, or makes one; a client's that could break a log line is replaced."""
+    """Keeps the client's `X-Request-Id`, or makes one; a client's that could break a log line is replaced.
+
+    What is logged for the request says so (`about.CURRENT`).
+    """
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    uid = identify(request).uid
+    CURRENT.set({"request_id": request[REQUEST_ID], **({} if uid is None else {"uid": str(uid)})})
     return await handler(request)
 
 
@@ -82,6 +91,17 @@ def _named(request: web.Request, error: web.HTTPException) -> VllmdError:
 
 
 BODY_BYTES = web.AppKey("body_bytes", int)
+
+
+def part_if(calls: Calls) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Once no more calls are taken, each answer is the last on its connection (a signal of aiohttp's)."""
+
+    async def part(request: web.Request, response: web.StreamResponse) -> None:
+        if calls.is_closed:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+    return part
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:

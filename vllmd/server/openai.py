@@ -6,6 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from vllmd import routes
+from vllmd.config import Current
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError
 from vllmd.server.bodies import choose_model, json_response, make_call, read_json
@@ -35,13 +36,13 @@ class OpenAI:
     Args:
         relay: carries the calls.
         supervisors: one for each model.
-        default: the name of the model for requests that name none.
+        current: names the model for requests that name none.
     """
 
-    def __init__(self, relay: Relay, supervisors: Mapping[str, Supervisor], default: str) -> None:
+    def __init__(self, relay: Relay, supervisors: Mapping[str, Supervisor], current: Current) -> None:
         self._relay = relay
         self._supervisors = supervisors
-        self._default = default
+        self._current = current
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """Relays a request for inference; its bytes pass unchanged."""
@@ -57,7 +58,7 @@ class OpenAI:
             raise RequestError("the body is not a JSON object")
         return make_call(
             request,
-            model=choose_model(table.get("model"), self._supervisors, self._default),
+            model=choose_model(table.get("model"), self._supervisors, self._current.config.default_model),
             path=request.path,
             body=await request.read(),
             stream=table.get("stream") is True and request.path in STREAMING,
@@ -69,7 +70,7 @@ class OpenAI:
 
     async def model(self, request: web.Request) -> web.Response:
         """One model."""
-        name = choose_model(request.match_info["name"], self._supervisors, self._default)
+        name = choose_model(request.match_info["name"], self._supervisors, self._current.config.default_model)
         return json_response(_card(self._supervisors[name]))
 
 

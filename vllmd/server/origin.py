@@ -4,29 +4,29 @@ A page cannot choose the `Host` that its browser sends: one that has rebound its
 name. And a browser says in `Origin` which page asks: only pages that came through the same door may.
 """
 
-from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from vllmd.config import Current
 from vllmd.errors import Denied
 from vllmd.server.access import identify
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def only_known_hosts(more: Iterable[str]) -> Middleware:
+def only_known_hosts(current: Current) -> Middleware:
     """The middleware that makes both checks on TCP; a Unix socket is out of a browser's reach.
 
     Args:
-        more: names beside those of this machine.
+        current: has the names beside those of this machine.
     """
-    known = LOCAL | frozenset(name.lower() for name in more)
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if identify(request).uid is None:
+            known = LOCAL.union(map(str.lower, current.config.listen.hosts))
             _check(request.headers.get("Host"), request.headers.get("Origin"), known)
         return await handler(request)
 

@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
 from vllmd import routes, sse, wire
-from vllmd.config import Config
+from vllmd.config import Config, Current
 from vllmd.errors import EngineError, StreamBroken, VllmdError
 from vllmd.server import chat
 from vllmd.server.bodies import choose_model, json_response, make_call, read_json
@@ -23,12 +23,12 @@ class Prompt:
 
     Args:
         relay: carries the calls.
-        config: the models, and what is filled in for what a client leaves out.
+        current: the models, and what is filled in for what a client leaves out.
     """
 
-    def __init__(self, relay: Relay, config: Config) -> None:
+    def __init__(self, relay: Relay, current: Current) -> None:
         self._relay = relay
-        self._config = config
+        self._current = current
 
     async def prompt(self, request: web.Request) -> web.StreamResponse:
         """`POST /api/prompt`."""
@@ -39,9 +39,9 @@ class Prompt:
         return await self._serve(request, wire.read_workflow_run)
 
     async def _serve(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> web.StreamResponse:
-        asked = read(await read_json(request))
-        model = choose_model(asked.model, self._config.models, self._config.default_model)
-        body = wire.dumps(chat_body(asked, model, self._config)).encode()
+        asked, config = read(await read_json(request)), self._current.config
+        model = choose_model(asked.model, config.models, config.default_model)
+        body = wire.dumps(chat_body(asked, model, config)).encode()
         call = make_call(request, model=model, path=routes.CHAT_COMPLETIONS, body=body, stream=asked.stream)
         door = TextDoor(request, call) if asked.stream else JsonDoor(request, call)
         await self._relay.carry(call, door)

@@ -79,6 +79,13 @@ class Queue:
         self._ranks: dict[Waiting, int] = {}
         self._ranked_at = -math.inf
 
+    def reconfigure(self, settings: config.Queue, places: Mapping[str, int]) -> None:
+        """Other bounds, from now on, and for those that wait already."""
+        self._settings = settings
+        self._turns.reconfigure(places)
+        for supervisor in self._supervisors.values():
+            self._see_to(supervisor)
+
     @property
     def held(self) -> int:
         """How many calls wait."""
@@ -187,7 +194,7 @@ class Queue:
 
     def _sentence(self, waiting: Waiting) -> str:
         if waiting.supervisor.client is None:
-            return waiting.supervisor.status.sentence()
+            return waiting.supervisor.sentence()
         match self._rank(waiting):
             case 0:
                 return "waiting for a place: the next one is yours"

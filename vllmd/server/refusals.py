@@ -21,8 +21,7 @@ def not_ready(supervisor: Supervisor) -> Unavailable:
     if engine.state is State.STOPPED:
         return NotReady(f"{supervisor.name} is not loaded", f"load it:  vllmctl load {supervisor.name}")
     hint = verdict.hint if verdict and engine.crashes else ""
-    sentence = supervisor.status.sentence()
-    return NotReady(f"{supervisor.name} is not ready: {sentence}", hint, retry_after_s(supervisor))
+    return NotReady(f"{supervisor.name} is not ready: {supervisor.sentence()}", hint, retry_after_s(supervisor))
 
 
 def busy(supervisor: Supervisor) -> Unavailable:
@@ -36,7 +35,7 @@ def too_late(supervisor: Supervisor, wait_s: float) -> Unavailable:
     waited, after_s = f"waited {wait_s:g} s for {supervisor.name}", retry_after_s(supervisor)
     if supervisor.client is not None:
         return Overloaded(f"{waited}: it is busy with other requests", "try again later", after_s)
-    return NotReady(f"{waited}: {supervisor.status.sentence()}", "see: vllmctl status", after_s)
+    return NotReady(f"{waited}: {supervisor.sentence()}", "see: vllmctl status", after_s)
 
 
 def full(supervisor: Supervisor, *, own: int, held: int) -> Unavailable:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 
 from vllmd import routes
-from vllmd.config import Config
+from vllmd.config import Current
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import VllmdError
@@ -30,20 +30,27 @@ class Relay:
     """Carries calls to engines and answers to doors.
 
     Args:
-        config: how long to wait, how often to try again, how much silence to bear.
+        current: how long to wait, how often to try again, how much silence to bear.
         supervisors: one for each model.
         feed: changes when an engine's state does.
         calls: where calls are counted while they are under way.
     """
 
-    def __init__(self, config: Config, supervisors: Mapping[str, Supervisor], feed: Feed, calls: Calls) -> None:
-        self._config = config
+    def __init__(self, current: Current, supervisors: Mapping[str, Supervisor], feed: Feed, calls: Calls) -> None:
+        self._current = current
         self._supervisors = supervisors
         self._feed = feed
         self._calls = calls
-        self._queue = Queue(config.queue, feed, places(config))
-        self._patience = patience(config)
+        self._queue = Queue(current.config.queue, feed, places(current.config))
+        self._patience = patience(current.config)
         self._watch = Watch(self._patience.tick_s)
+
+    def reconfigure(self) -> None:
+        """Another configuration is in force. Streams that run keep the patience with which they began."""
+        config = self._current.config
+        self._queue.reconfigure(config.queue, places(config))
+        self._patience = patience(config)
+        self._watch.interval_s = self._patience.tick_s
 
     async def carry(self, call: Call, door: Door) -> None:
         """Serves one call, from the wait for its engine to the end of its answer.
@@ -74,7 +81,7 @@ class Relay:
         stream = Stream(call, door, self._patience, self._transcript(call), lambda: supervisor.is_stopping)
         call.answer = stream
         with self._watch.over(stream):
-            attempts = Attempts(call, door, stream, supervisor, self._queue, self._feed, self._config)
+            attempts = Attempts(call, door, stream, supervisor, self._queue, self._feed, self._current.config)
             if refusal := await attempts.answer():
                 await door.refuse(refusal)
             else:
@@ -83,7 +90,7 @@ class Relay:
                 await door.drain_whole()
 
     def _transcript(self, call: Call) -> Transcript | None:
-        settings = self._config.replay
+        settings = self._current.config.replay
         if not (settings.continuation and settings.limit and call.stream and call.path == routes.CHAT_COMPLETIONS):
             return None
         return Transcript(call.body, settings.continuation_bytes)

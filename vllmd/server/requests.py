@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from vllmd import wire
+from vllmd.config import Current
 from vllmd.errors import Cancelled, Denied, RequestNotFound
 from vllmd.server.access import Identity, identify, require_administrator
 from vllmd.server.bodies import json_response
@@ -20,12 +21,12 @@ class Requests:
 
     Args:
         calls: what is under way.
-        admin_group: whose members administer.
+        current: says who administers.
     """
 
-    def __init__(self, calls: Calls, admin_group: str) -> None:
+    def __init__(self, calls: Calls, current: Current) -> None:
         self._calls = calls
-        self._admin_group = admin_group
+        self._current = current
 
     async def list(self, request: web.Request) -> web.Response:
         """`GET /api/requests`: the oldest first."""
@@ -55,7 +56,7 @@ class Requests:
 
     def _of(self, identity: Identity) -> Iterable[Call]:
         """The calls that somebody may see and end."""
-        sees_all = administers(identity, self._admin_group)
+        sees_all = administers(identity, self._current.config.access.admin_group)
         return [call for call in self._calls if sees_all or call.who == identity.name]
 
 

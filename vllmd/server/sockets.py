@@ -1,39 +1,20 @@
-"""The doors: TCP and Unix sockets of one application, or those that systemd passes."""
+"""The listening sockets: TCP and Unix, or those that systemd passes. Who serves them is said in `entrance`."""
 
-import asyncio
 import errno
 import grp
-import logging
 import os
-import resource
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import cast
-
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from vllmd import address
 from vllmd.address import Address, TcpAddress, UnixAddress
 from vllmd.config import Listen
 from vllmd.errors import AddressError
-
-log = logging.getLogger(__name__)
-
-FIRST_PASSED_FD = 3
-"""sd_listen_fds(3): passed descriptors begin here."""
+from vllmd.passed import passed
 
 BACKLOG = 1024
-AT_ONCE = 16
-"""asyncio accepts so many clients before it looks at the first. It calls that the backlog too."""
-
-OWN_FILES = 32
-"""Descriptors that vllmd itself needs: sockets that listen, pipes to engines, files."""
-
-SHUTDOWN_S = 1.0
-"""Streams have been drained before; what is still open then is idle."""
 
 
 @contextmanager
@@ -47,10 +28,9 @@ def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socke
     Raises:
         AddressError: a door cannot be opened; the hint says what to do.
     """
-    passed = list(_passed(environ))
-    if passed:
-        _refuse_networks(passed)
-        yield passed
+    if from_systemd := list(_passed(environ)):
+        _refuse_networks(from_systemd)
+        yield from_systemd
         return
     with ExitStack() as stack:
         opened = []
@@ -61,62 +41,9 @@ def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socke
         yield opened
 
 
-@asynccontextmanager
-async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> AsyncIterator["Doors"]:
-    """Serves `app` on `sockets` until the block is left."""
-    # Without handler_cancellation a client that leaves is noticed only at the next write to it.
-    runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S, logger=_logger()
-    )
-    await runner.setup()
-    assert runner.server is not None, "it was set up"
-    loop, factory, servers = asyncio.get_running_loop(), _Bounded(runner.server), list[asyncio.Server]()
-    try:
-        for each in sockets:
-            servers.append(await loop.create_server(factory, sock=each, backlog=AT_ONCE))
-            each.listen(BACKLOG)
-        yield Doors(servers)
-    finally:
-        for server in servers:
-            server.close()
-        await runner.cleanup()
-
-
-class _Bounded:
-    """Makes the protocols of clients: half of all descriptors are theirs, as each may need one more towards its engine.
-
-    Who comes when they are used up is hung up on: an accept(2) that fails would be tried again and again, and engines
-    could be asked no more.
-
-    Args:
-        server: makes them, as long as it may.
-    """
-
-    def __init__(self, server: web.Server) -> None:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = max(1, soft // 2 - OWN_FILES)
-        self._server = server
-        self._is_told = False
-
-    def __call__(self) -> asyncio.Protocol:
-        count = len(self._server.connections)
-        if count >= self._most and not self._is_told:
-            log.warning("%d clients are connected; more are hung up on, as only so many files may be open", count)
-        self._is_told = count >= self._most or (self._is_told and count > 0.9 * self._most)
-        return self._server() if count < self._most else _HungUp()
-
-
-class _HungUp(asyncio.Protocol):
-    """A client too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Good bye."""
-        cast(asyncio.WriteTransport, transport).abort()
-
-
-def _refuse_networks(passed: Sequence[socket.socket]) -> None:
+def _refuse_networks(sockets: Sequence[socket.socket]) -> None:
     """Sockets of systemd's keep to the same rule as `listen.tcp`: without keys, this machine alone."""
-    for each in passed:
+    for each in sockets:
         where = _address_of(each)
         if isinstance(where, TcpAddress) and not where.is_loopback:
             raise AddressError(
@@ -125,48 +52,19 @@ def _refuse_networks(passed: Sequence[socket.socket]) -> None:
             )
 
 
-def _logger() -> logging.Logger:
-    """Where aiohttp logs what goes wrong below the application."""
-    logger = logging.getLogger(f"{__name__}.http")
-    logger.addFilter(_is_ours)
-    return logger
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether the log needs a traceback: what is no HTTP is the fault of whoever sent it, and was answered with 400."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
 def addresses_of(sockets: Sequence[socket.socket]) -> tuple[str, ...]:
     """Where clients come in."""
     return tuple(str(_address_of(each)) for each in sockets)
 
 
-class Doors:
-    """The open doors.
-
-    Args:
-        servers: one for each.
-    """
-
-    def __init__(self, servers: Sequence[asyncio.Server]) -> None:
-        self._servers = servers
-
-    async def close(self) -> None:
-        """Takes no new connections; those that are open go on."""
-        for server in self._servers:
-            server.close()
-
-
 def _passed(environ: Mapping[str, str]) -> Iterator[socket.socket]:
     """The sockets that systemd passes, if they are meant for this process."""
-    if environ.get("LISTEN_PID") != str(os.getpid()):
-        return
-    for number in range(int(environ.get("LISTEN_FDS", "0"))):
-        passed = socket.socket(fileno=FIRST_PASSED_FD + number)
-        passed.setblocking(False)
-        os.set_inheritable(passed.fileno(), False)
-        yield passed
+    for each in passed(environ, os.getpid()):
+        if not each.is_stored:
+            opened = socket.socket(fileno=each.fd)
+            opened.setblocking(False)
+            os.set_inheritable(opened.fileno(), False)
+            yield opened
 
 
 @contextmanager

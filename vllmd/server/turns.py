@@ -71,13 +71,18 @@ class Turns(Generic[T]):
     """
 
     def __init__(self, places: Mapping[str, int]) -> None:
-        self._places = places
+        self._places = dict(places)
         self._taken: Counter[Lane] = Counter()
         self._lines: dict[Lane, OrderedDict[str, Line[T]]] = {}
         """Of each lane the identities that wait, the one first whose turn is the next."""
         self._own: dict[str, OrderedDict[T, None]] = {}
         """Of each identity all that waits: first what returns, then the rest in order of arrival."""
         self._count = 0
+
+    def reconfigure(self, places: Mapping[str, int]) -> None:
+        """Other numbers of places. Where they are fewer than are taken, nobody has to leave; a model that is gone keeps
+        its own for whoever is still there."""
+        self._places |= places
 
     def __len__(self) -> int:
         """How many tickets wait."""

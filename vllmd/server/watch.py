@@ -31,11 +31,11 @@ class Watch:
     """Ticks as long as there is somebody to tick for.
 
     Args:
-        interval_s: seconds between two ticks.
+        interval_s: seconds between two ticks; may be changed.
     """
 
     def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._watched: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -54,7 +54,7 @@ class Watch:
         self._watched.discard(each)
 
     def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._tick)
+        self._timer = asyncio.get_running_loop().call_later(self.interval_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = None

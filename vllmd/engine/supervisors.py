@@ -1,0 +1,71 @@
+"""The supervisors of all models. They come and go with the configuration, and everybody sees the same ones."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from contextvars import Context
+
+from vllmd.engine.plan import Plan
+from vllmd.engine.supervisor import Supervisor
+from vllmd.lifecycle import Load
+
+
+class Supervisors(Mapping[str, Supervisor]):
+    """Model → its supervisor.
+
+    Args:
+        make: makes one.
+        plans: of the models that there are at first.
+    """
+
+    def __init__(self, make: Callable[[Plan], Supervisor], plans: Iterable[Plan]) -> None:
+        self._make = make
+        self._all = {plan.name: make(plan) for plan in plans}
+        self._tasks: dict[Supervisor, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    def __getitem__(self, name: str) -> Supervisor:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._all))
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.TaskGroup]:
+        """Lets all of them run, and those that come later; at the end nothing of theirs is alive, unless it was left.
+
+        Yields:
+            The group of their tasks: if one of them fails, the block is left.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            for supervisor in self._all.values():
+                self._start(group, supervisor)
+            try:
+                yield group
+            finally:
+                for task in self._tasks.values():
+                    task.cancel()
+
+    def add(self, plan: Plan) -> None:
+        """A model that is new; it is loaded."""
+        assert self._group is not None, "models come while all of them run"
+        supervisor = self._all[plan.name] = self._make(plan)
+        self._start(self._group, supervisor)
+        supervisor.post(Load())
+
+    def take_out(self, name: str) -> Supervisor:
+        """A model that is served no more: nobody finds it from now on. `end` it when its last call is over."""
+        return self._all.pop(name)
+
+    async def end(self, supervisor: Supervisor) -> None:
+        """Ends the engine of a supervisor that was taken out, and it."""
+        await supervisor.close()
+        self._tasks.pop(supervisor).cancel()
+
+    def _start(self, group: asyncio.TaskGroup, supervisor: Supervisor) -> None:
+        # In a context of its own: what it logs is not about the request that may have brought it.
+        self._tasks[supervisor] = group.create_task(supervisor.run(), context=Context())
