@@ -7,8 +7,8 @@ vLLM's own flags are never mirrored: `[models.NAME.args]` goes through untouched
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import tomli
 
 from vllmd import address
 from vllmd.errors import AddressError, ConfigError
+from vllmd.keys import NAME
 from vllmd.lifecycle import Policy
 from vllmd.settings import Problem, join, nearest, option, read
 
@@ -41,8 +42,16 @@ class Listen:
     tcp: str = option("127.0.0.1:8080", "TCP address; empty: none")
     unix: str = option("", "Unix socket; empty: /run/vllmd/vllmd.sock, for a user $XDG_RUNTIME_DIR/vllmd/vllmd.sock")
     unix_mode: str = option("0660", "permissions of the Unix socket, octal")
-    hosts: tuple[str, ...] = option((), "names beside localhost under which browsers may come in by TCP")
+    hosts: tuple[str, ...] = option((), "names beside localhost and that of `tcp` under which clients come in by TCP")
+    origins: tuple[str, ...] = option((), "other origins whose pages may ask, such as https://chat.example (CORS)")
     unix_group: str = option("", "group of the Unix socket; empty: the daemon's own")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of `hosts`, and the one in `tcp`."""
+        tcp = address.parse(self.tcp) if self.tcp else None
+        own = tcp.host if isinstance(tcp, address.TcpAddress) else ""
+        return self.hosts if own in ("", "0.0.0.0", "::") else (*self.hosts, own)
 
 
 @dataclass(frozen=True)
@@ -107,17 +116,57 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a client may send."""
+class Allowance:
+    """What one identity may do: a user of the Unix socket, a key, or everybody on loopback TCP together."""
+
+    running: int = option(0, "requests of one identity in engines at once, more of them wait; 0: any number", minimum=0)
+    held: int = option(0, "requests of one identity that wait at once, one more gets 429; 0: any number", minimum=0)
+    tokens_per_minute: int = option(
+        0, "tokens that are generated for one identity; when they are used up new requests get 429; 0: any number",
+        minimum=0,
+    )  # fmt: skip
+    connections: int = option(0, "connections of one identity; 0: half of all that there is room for", minimum=0)
+    priority: int = option(
+        0, "of its requests in vLLM's scheduler, the lowest goes first, where `scheduling-policy` is `priority`",
+        minimum=-(2**31), maximum=2**31,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits(Allowance):
+    """What a client may ask for and send."""
 
     body_bytes: int = option(32 * 1024 * 1024, "largest request body, in bytes", minimum=1024)
+    head_s: float = option(
+        75.0, "seconds in which the head of a request must have come, from the connection or the last answer on",
+        minimum=1,
+    )  # fmt: skip
+    body_s: float = option(30.0, "seconds a request's body may take, and one more for each 64 KiB of it", minimum=1)
+    answers: int = option(128, "answers that one request may ask for: `n`, times the prompts in a list", minimum=1)
+    max_tokens: int = option(0, "longest answer on /v1, in tokens; 0: what the model can", minimum=0)
+    identities: Mapping[str, Allowance] = option({}, "other limits for `uid:N`, `group:NAME`, `key:NAME`: a table each")
+
+    def of(self, name: str, groups: Collection[str] = ()) -> Allowance:
+        """What an identity may do: its own table, else that of the first of its groups that has one, else this."""
+        if name in self.identities:
+            return self.identities[name]
+        own = {f"group:{group}" for group in groups}
+        return next((each for key, each in self.identities.items() if key in own), self)
+
+    @property
+    def know_groups(self) -> bool:
+        """Whether it matters which groups a user is in."""
+        return any(key.startswith("group:") for key in self.identities)
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may administer, apart from root and the daemon's own user."""
+    """Who may come in by TCP, and who may administer apart from root and the daemon's own user."""
 
     admin_group: str = option("", "members of this group may load, unload and restart over the Unix socket")
+    keys: str = option(
+        "", "file of the API keys that TCP then asks for, a path or the name of a systemd credential; empty: none"
+    )
 
 
 @dataclass(frozen=True)
@@ -128,6 +177,10 @@ class Model:
     default: bool = option(False, "serve requests that name no model; needed when there are several")
     args: Mapping[str, Any] = option({}, "flags of `vllm serve`, passed through: max-model-len = 2048")
     env: Mapping[str, Any] = option({}, "environment variables of this engine")
+
+    def flag(self, name: str) -> object:
+        """What `args` says of a flag, in whichever way it is written; None if nothing."""
+        return next((value for key, value in self.args.items() if key.lstrip("-").replace("_", "-") == name), None)
 
 
 BUILT_IN_MODELS = {
@@ -158,6 +211,11 @@ class Config:
         """The name of the model that serves requests which name none."""
         return next(name for name, model in self.models.items() if model.default)
 
+
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+"""As browsers write it: in lower case, without a path."""
+
+_IDENTITY = re.compile(r"uid:[0-9]{1,10}|group:[^\s:]+|key:" + NAME.pattern + "|127[.]0[.]0[.]1")
 
 _PATH_STARTS = ("/", "./", "../", "~")
 """How a directory begins, where a name on the hub could be meant as well."""
@@ -207,12 +265,26 @@ def parse(table: Mapping[str, Any]) -> Config:
         if key not in SECTIONS and key != "models"
     ]
     sections = {name: read(cls, table.get(name, {}), name, problems) for name, cls in SECTIONS.items()}
+    sections["limits"] = _with_identities(sections["limits"], problems)
     models = _models(table["models"], problems) if "models" in table else dict(BUILT_IN_MODELS)
     config = Config(**sections, models=models)
-    problems += _check_listen(config.listen)
+    problems += _check_listen(config.listen, has_keys=bool(config.access.keys))
     if problems:
         raise ConfigError([str(problem) for problem in problems])
     return config
+
+
+def _with_identities(limits: Limits, problems: list[Problem]) -> Limits:
+    """Reads the tables of identities; what one leaves out is as for everybody."""
+    general = {each.name: getattr(limits, each.name) for each in fields(Allowance)}
+    identities = {}
+    for name, table in limits.identities.items():
+        place = f"limits.identities.{name}"
+        if not _IDENTITY.fullmatch(name):
+            problems.append(Problem(place, "expected uid:N, group:NAME, key:NAME or 127.0.0.1"))
+        given = {**general, **table} if isinstance(table, Mapping) else table
+        identities[name] = read(Allowance, given, place, problems)
+    return replace(limits, identities=identities)
 
 
 def _models(table: object, problems: list[Problem]) -> dict[str, Model]:
@@ -270,17 +342,22 @@ def _with_default(models: dict[str, Model], problems: list[Problem]) -> dict[str
     return models
 
 
-def _check_listen(listen: Listen) -> list[Problem]:
+def _check_listen(listen: Listen, *, has_keys: bool) -> list[Problem]:
     problems = []
     for key, text in (("tcp", listen.tcp), ("unix", listen.unix)):
-        if complaint := _address_complaint(key, text):
+        if complaint := _address_complaint(key, text, has_keys=has_keys):
             problems.append(Problem(f"listen.{key}", complaint))
+    problems += [
+        Problem("listen.origins", f"expected https://name or http://name:port, found {each!r}")
+        for each in listen.origins
+        if not _ORIGIN.fullmatch(each)
+    ]
     if not re.fullmatch("0?[0-7]{3}", listen.unix_mode):
         problems.append(Problem("listen.unix_mode", f"expected octal digits like 0660, found {listen.unix_mode!r}"))
     return problems
 
 
-def _address_complaint(key: str, text: str) -> str:
+def _address_complaint(key: str, text: str, *, has_keys: bool) -> str:
     """What is wrong with an address of `[listen]`; empty if nothing is."""
     if not text:
         return ""
@@ -290,8 +367,11 @@ def _address_complaint(key: str, text: str) -> str:
         return f"{error.message}; {error.hint}"
     if isinstance(parsed, address.UnixAddress) is not (key == "unix"):
         return f"{text!r} belongs in listen.{'tcp' if key == 'unix' else 'unix'}"
-    if isinstance(parsed, address.TcpAddress) and not parsed.is_loopback:
-        return f"{text!r} can be reached from other machines, and vllmd has no keys to guard it; listen on 127.0.0.1"
+    if isinstance(parsed, address.TcpAddress) and parsed.tls:
+        return f"{text!r}: vllmd speaks no TLS itself; SECURITY.md shows how nginx does it in front of it"
+    if isinstance(parsed, address.TcpAddress) and not parsed.is_loopback and not has_keys:
+        reason = "can be reached from other machines, and vllmd has no keys to guard it"
+        return f"{text!r} {reason}; listen on 127.0.0.1, or set access.keys"
     return ""
 
 
@@ -309,14 +389,24 @@ def locate(config: Config, environ: Mapping[str, str], uid: int) -> Config:
         runtime=config.paths.runtime or _given(environ, "RUNTIME_DIRECTORY") or f"{runtime}/engines",
         cache=config.paths.cache or _given(environ, "CACHE_DIRECTORY") or _own(environ, uid, "CACHE"),
     )
+    keys = _credential(config.access.keys, environ)
     unix = config.listen.unix or str(address.default_socket(environ, uid))
     return replace(
         config,
         paths=Paths(*map(_absolute, (paths.state, paths.runtime, paths.cache))),
         listen=replace(config.listen, unix=unix),
+        access=replace(config.access, keys=keys),
         environment=replace(config.environment, path=_absolute(config.environment.path)),
         models={name: replace(model, model=_source(model.model)) for name, model in config.models.items()},
     )
+
+
+def _credential(keys: str, environ: Mapping[str, str]) -> str:
+    """The file of the keys: a name without a slash is a credential's, which systemd has put into a directory."""
+    if not keys or "/" in keys:
+        return _absolute(keys)
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    return f"{directory}/{keys}" if directory else keys
 
 
 def _absolute(path: str) -> str:

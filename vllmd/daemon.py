@@ -23,8 +23,11 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
 from vllmd.lifecycle import Load
 from vllmd.notify import Notifier
+from vllmd.server.accounts import Accounts
 from vllmd.server.app import build
 from vllmd.server.calls import Calls
+from vllmd.server.clients import Census
+from vllmd.server.keyring import open_keyring
 from vllmd.server.sockets import addresses_of, listening, serving
 
 T = TypeVar("T")
@@ -130,20 +133,23 @@ async def serve(config: Config) -> None:
     """Runs the daemon until SIGTERM or SIGINT, then ends every stream and every engine in order.
 
     Raises:
+        ConfigError: the file of the keys cannot be used.
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
-    feed, calls = Feed(), Calls()
+    feed, accounts, keyring = Feed(), Accounts(config.limits), open_keyring(config.access.keys, os.environ)
+    calls = Calls(accounts)
     with (
         Notifier() as notifier,
         exclusive(Path(config.paths.runtime)),
-        listening(config.listen, os.environ) as sockets,
+        listening(config.listen, os.environ, has_keys=keyring is not None) as sockets,
         _signals() as signals,
     ):
         supervisors = _supervisors(config, feed, notifier)
-        app = build(config, supervisors, feed, calls, addresses_of(sockets))
+        app = build(config, supervisors, feed, calls, accounts, keyring, addresses_of(sockets))
+        census = Census(config.limits)
         for supervisor in supervisors.values():
             supervisor.post(Load())  # before the doors open: sockets that systemd passes have clients waiting already
-        async with _running(supervisors, config.default_model, feed, notifier), serving(app, sockets) as doors:
+        async with _running(supervisors, config.default_model, feed, notifier), serving(app, sockets, census) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
             await signals.get()
             log.info("stopping: running streams get %g s to finish", config.relay.drain_s)

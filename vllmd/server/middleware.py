@@ -13,6 +13,7 @@ from vllmd.errors import (
     MethodNotAllowed,
     RequestError,
     RouteNotFound,
+    Unauthenticated,
     Unavailable,
     VllmdError,
     outcome_of,
@@ -63,6 +64,8 @@ def error_response(error: VllmdError, cause: web.HTTPException | None = None) ->
     response = json_response(error_body(error), status=outcome_of(error).status)
     if isinstance(error, Unavailable) and error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if cause is not None and "Allow" in cause.headers:
         response.headers["Allow"] = cause.headers["Allow"]
     return response

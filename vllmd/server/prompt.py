@@ -10,8 +10,10 @@ from aiohttp_sse import EventSourceResponse
 from vllmd import sse, wire
 from vllmd.config import Config
 from vllmd.errors import EngineError, StreamBroken, VllmdError
-from vllmd.server import chat
-from vllmd.server.bodies import choose_model, json_response, make_call, read_json
+from vllmd.server import chat, demands
+from vllmd.server.access import identify
+from vllmd.server.accounts import Accounts
+from vllmd.server.bodies import choose_model, json_response, make_call, read_body, read_json
 from vllmd.server.calls import Call
 from vllmd.server.chat import Piece
 from vllmd.server.doors import Door, passed_on
@@ -24,11 +26,13 @@ class Prompt:
     Args:
         relay: carries the calls.
         config: the models, and what is filled in for what a client leaves out.
+        accounts: which priority whose requests have.
     """
 
-    def __init__(self, relay: Relay, config: Config) -> None:
+    def __init__(self, relay: Relay, config: Config, accounts: Accounts) -> None:
         self._relay = relay
         self._config = config
+        self._accounts = accounts
 
     async def prompt(self, request: web.Request) -> web.StreamResponse:
         """`POST /api/prompt`."""
@@ -39,14 +43,22 @@ class Prompt:
         return await self._serve(request, wire.read_workflow_run)
 
     async def _serve(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> web.StreamResponse:
-        asked = read(await read_json(request))
+        asked = read(read_json(await read_body(request, self._config.limits)))
         model = choose_model(asked.model, self._config.models, self._config.default_model)
-        body = wire.dumps(chat_body(asked, model, self._config)).encode()
+        table = chat_body(asked, model, self._config)
+        demands.check(table, wire.CHAT_COMPLETIONS, self._config.limits)
+        table |= self._priority(request, model)
+        body = wire.dumps(table).encode()
         call = make_call(request, model=model, path=wire.CHAT_COMPLETIONS, body=body, stream=asked.stream)
         door = TextDoor(request, call) if asked.stream else JsonDoor(request, call)
         await self._relay.carry(call, door)
         assert door.response is not None, "a call that ends without an error has an answer"
         return door.response
+
+    def _priority(self, request: web.Request, model: str) -> dict[str, int]:
+        if not demands.is_prioritised(self._config.models[model]):
+            return {}
+        return {"priority": self._accounts.of(identify(request)).allowed.priority}
 
 
 def chat_body(asked: wire.PromptRequest, model: str, config: Config) -> dict[str, Any]:

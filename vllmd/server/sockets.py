@@ -5,12 +5,10 @@ import errno
 import grp
 import logging
 import os
-import resource
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -19,6 +17,7 @@ from vllmd import address
 from vllmd.address import Address, TcpAddress, UnixAddress
 from vllmd.config import Listen
 from vllmd.errors import AddressError
+from vllmd.server.clients import Census, Client
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +28,26 @@ BACKLOG = 1024
 AT_ONCE = 16
 """asyncio accepts so many clients before it looks at the first. It calls that the backlog too."""
 
-OWN_FILES = 32
-"""Descriptors that vllmd itself needs: sockets that listen, pipes to engines, files."""
-
 SHUTDOWN_S = 1.0
 """Streams have been drained before; what is still open then is idle."""
 
 
 @contextmanager
-def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socket.socket]]:
+def listening(listen: Listen, environ: Mapping[str, str], *, has_keys: bool) -> Iterator[list[socket.socket]]:
     """Binds every door for as long as the block lasts; clients can come in once `serving` has begun.
 
     Args:
         listen: where, unless systemd has passed sockets.
         environ: where `LISTEN_FDS` is looked up.
+        has_keys: whether clients that come in by TCP need one.
 
     Raises:
         AddressError: a door cannot be opened; the hint says what to do.
     """
     passed = list(_passed(environ))
     if passed:
-        _refuse_networks(passed)
+        if not has_keys:
+            _refuse_networks(passed)
         yield passed
         return
     with ExitStack() as stack:
@@ -62,15 +60,19 @@ def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socke
 
 
 @asynccontextmanager
-async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> AsyncIterator["Doors"]:
-    """Serves `app` on `sockets` until the block is left."""
+async def serving(app: web.Application, sockets: Sequence[socket.socket], census: Census) -> AsyncIterator["Doors"]:
+    """Serves `app` on `sockets` until the block is left; `census` bounds and counts the connections."""
     # Without handler_cancellation a client that leaves is noticed only at the next write to it.
-    runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S, logger=_logger()
-    )
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     assert runner.server is not None, "it was set up"
-    loop, factory, servers = asyncio.get_running_loop(), _Bounded(runner.server), list[asyncio.Server]()
+    loop, servers, logger = asyncio.get_running_loop(), list[asyncio.Server](), _logger()
+    requests = runner.server
+
+    def factory() -> Client:
+        idle_s = census.limits.head_s
+        return Client(census, requests, loop=loop, access_log=None, logger=logger, keepalive_timeout=idle_s)
+
     try:
         for each in sockets:
             servers.append(await loop.create_server(factory, sock=each, backlog=AT_ONCE))
@@ -82,38 +84,6 @@ async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> Asy
         await runner.cleanup()
 
 
-class _Bounded:
-    """Makes the protocols of clients: half of all descriptors are theirs, as each may need one more towards its engine.
-
-    Who comes when they are used up is hung up on: an accept(2) that fails would be tried again and again, and engines
-    could be asked no more.
-
-    Args:
-        server: makes them, as long as it may.
-    """
-
-    def __init__(self, server: web.Server) -> None:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = max(1, soft // 2 - OWN_FILES)
-        self._server = server
-        self._is_told = False
-
-    def __call__(self) -> asyncio.Protocol:
-        count = len(self._server.connections)
-        if count >= self._most and not self._is_told:
-            log.warning("%d clients are connected; more are hung up on, as only so many files may be open", count)
-        self._is_told = count >= self._most or (self._is_told and count > 0.9 * self._most)
-        return self._server() if count < self._most else _HungUp()
-
-
-class _HungUp(asyncio.Protocol):
-    """A client too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Good bye."""
-        cast(asyncio.WriteTransport, transport).abort()
-
-
 def _refuse_networks(passed: Sequence[socket.socket]) -> None:
     """Sockets of systemd's keep to the same rule as `listen.tcp`: without keys, this machine alone."""
     for each in passed:
@@ -121,7 +91,7 @@ def _refuse_networks(passed: Sequence[socket.socket]) -> None:
         if isinstance(where, TcpAddress) and not where.is_loopback:
             raise AddressError(
                 f"systemd passes {where}, which other machines can reach, and vllmd has no keys to guard it",
-                "write ListenStream=127.0.0.1:PORT in a drop-in of vllmd.socket",
+                "set access.keys, or write ListenStream=127.0.0.1:PORT in a drop-in of vllmd.socket",
             )
 
 
