@@ -131,7 +131,7 @@ def read(path: Path, *, is_credential: bool = False) -> tuple[Key, ...]:
     """
     try:
         with open(path, "rb") as file:
-            if complaint := "" if is_credential else _complaint(os.fstat(file.fileno())):
+            if complaint := "" if is_credential else _complaint(os.fstat(file.fileno()), os.geteuid()):
                 raise ConfigError([f"{path}: {complaint}"], f"chmod 600 {path}")
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
@@ -147,12 +147,13 @@ def read(path: Path, *, is_credential: bool = False) -> tuple[Key, ...]:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems], error.hint) from None
 
 
-def _complaint(facts: os.stat_result) -> str:
+def _complaint(facts: os.stat_result, uid: int) -> str:
+    """Why a file is none that `uid` may trust; empty if it is."""
     if not stat.S_ISREG(facts.st_mode):
         return "it is no file"
     if facts.st_mode & 0o077:
         return f"others than its owner may use it, its mode is {stat.S_IMODE(facts.st_mode):04o}"
-    return "" if facts.st_uid in (0, os.geteuid()) or not os.geteuid() else "it belongs to somebody else"
+    return "" if facts.st_uid in (0, uid) or uid == 0 else "it belongs to somebody else"
 
 
 def change(
