@@ -20,6 +20,7 @@ from vllmd.server.origin import only_known_hosts, shield
 from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
 from vllmd.server.requests import Requests
+from vllmd.server.unambiguous import unambiguous
 
 
 def build(
@@ -43,6 +44,7 @@ def build(
         middlewares=[
             middleware.request_id,
             middleware.errors,
+            unambiguous,
             only_known_hosts(config.listen.names, config.listen.origins),
             only_with_a_key(keyring, accounts),
         ],

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from vllmd import __version__
 from vllmd.config import Limits
-from vllmd.errors import Overloaded, TooMany, Unavailable, outcome_of
+from vllmd.errors import Overloaded, RequestError, TooMany, Unavailable, outcome_of
 from vllmd.server.access import Identity, allowance, at_the_end_of
+from vllmd.server.middleware import SERVER, SHIELD, error_response
 from vllmd.wire import dumps, error_body
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,22 @@ class Client(web.RequestHandler):
             self._is_counted = False
             self._census.left(self.peer)
             super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what is no HTTP. What came is not sent back: it may have gone astray on its way elsewhere."""
+        if not isinstance(exc, HttpProcessingError) or request.writer.output_size:
+            return super().handle_error(request, status, exc, message)
+        reason = (message or "").partition("\n")[0].partition(":")[0]
+        response = error_response(RequestError(f"this is no HTTP that can be read: {reason}", "speak HTTP/1.1"))
+        response.headers.update({"Server": SERVER, **SHIELD})
+        response.force_close()
+        return response
 
     def data_received(self, data: bytes) -> None:
         """What somebody says who was turned away is nobody's concern."""
@@ -120,7 +137,7 @@ def room() -> int:
 def _turn_away(transport: asyncio.Transport, refusal: Unavailable) -> None:
     body = dumps(error_body(refusal)).encode()
     head: Mapping[str, object] = {
-        "Server": f"vllmd/{__version__}",
+        "Server": SERVER,
         "Content-Type": "application/json",
         "Content-Length": len(body),
         "Retry-After": refusal.retry_after_s,

@@ -24,6 +24,17 @@ from vllmd.wire import error_body
 log = logging.getLogger(__name__)
 
 SERVER = f"vllmd/{__version__}"
+SHIELD = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""What a browser is told that shows an answer as if it were a page: a model's words are not to be run, framed or kept.
+A handler that has a page to show sets its own policy."""
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 

@@ -13,19 +13,9 @@ from aiohttp.typedefs import Handler, Middleware
 
 from vllmd.errors import Denied
 from vllmd.server.admission import peer_of
+from vllmd.server.middleware import SHIELD
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-
-SHIELD = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
-"""What a browser is told that shows an answer as if it were a page: a model's words are not to be run, framed or kept.
-A handler that has a page to show sets its own policy."""
 
 ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
 
