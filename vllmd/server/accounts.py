@@ -28,14 +28,18 @@ class Account:
         self.requests = self.refused = 0
         self._settled = 0
         self._calls: dict[Call, None] = {}
-        self.look_up(limits, now)
-        self._left = float(self.allowed.tokens_per_minute)
+        self.allowed = Allowance()
+        self._left = 0.0
         self._seen, self._seen_at = 0, now
+        self.look_up(limits, now)
 
     def look_up(self, limits: Limits, now: float) -> None:
-        """Finds out what it may do."""
-        self.allowed: Allowance = allowance(limits, self.who)
+        """Finds out what it may do. With other tokens a minute it begins anew."""
+        before, self.allowed = self.allowed, allowance(limits, self.who)
         self.looked_up_at = now
+        if self.allowed.tokens_per_minute != before.tokens_per_minute:
+            self._left = float(self.allowed.tokens_per_minute)
+            self._seen, self._seen_at = self.tokens, now
 
     @property
     def tokens(self) -> int:

@@ -34,15 +34,21 @@ async def read_body(request: web.Request, limits: Limits) -> bytes:
         web.HTTPRequestEntityTooLarge: it is over `limits.body_bytes`.
         RequestError: it breaks off, or is not compressed as it says.
     """
-    content, most = request.content, limits.body_bytes
-    if content.is_eof():  # it came together with its head, as nearly all do
-        return _bounded(content.read_nowait(), most)
+    try:
+        if request.content.is_eof():  # it came together with its head, as nearly all do
+            return _bounded(request.content.read_nowait(), limits.body_bytes)
+        return await _rest(request, limits)
+    except web.RequestPayloadError:
+        raise RequestError("the body is not as its head says", "see Content-Encoding and Transfer-Encoding") from None
+
+
+async def _rest(request: web.Request, limits: Limits) -> bytes:
     began_at, body = asyncio.get_running_loop().time(), bytearray()
     try:
         async with asyncio.timeout_at(began_at + limits.body_s) as deadline:
-            async for piece in content.iter_any():
+            async for piece in request.content.iter_any():
                 body += piece
-                _bounded(body, most)
+                _bounded(body, limits.body_bytes)
                 deadline.reschedule(began_at + limits.body_s + len(body) / BYTES_PER_S)
     except TimeoutError:
         raise TooSlow(f"after {limits.body_s:g} s and more the body is not here", "send it faster") from None

@@ -63,13 +63,14 @@ class Prompt:
 
 def chat_body(asked: wire.PromptRequest, model: str, config: Config) -> dict[str, Any]:
     """The chat request that the engine is sent; what the client left out is filled in or stays out."""
-    defaults = config.defaults
+    defaults, most = config.defaults, config.limits.max_tokens
+    longest = min(defaults.max_tokens, most or defaults.max_tokens)
     optional = {"top_p": asked.top_p, "stop": asked.stop, "seed": asked.seed}
     return {
         "model": model,
         "messages": asked.messages(),
         "temperature": defaults.temperature if asked.temperature is None else asked.temperature,
-        "max_tokens": defaults.max_tokens if asked.max_tokens is None else asked.max_tokens,
+        "max_tokens": longest if asked.max_tokens is None else asked.max_tokens,
         "stream": asked.stream,
         **({"stream_options": {"include_usage": True}} if asked.stream else {}),
         **{key: value for key, value in optional.items() if value is not None},

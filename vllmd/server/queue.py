@@ -159,13 +159,13 @@ class Queue:
             return busy(supervisor)
         account = self._accounts.named(call.who)
         account.refused += 1
-        return at_its_limit(call.who, "run", account.allowed.running)
+        return at_its_limit(call.who, "running", account.allowed.running)
 
     def _refuse_if_many_wait(self, who: str) -> None:
         account = self._accounts.named(who)
         if account.allowed.held and self._turns.count(who) >= account.allowed.held:
             account.refused += 1
-            raise at_its_limit(who, "wait", account.allowed.held)
+            raise at_its_limit(who, "waiting", account.allowed.held)
 
     def _make_room_for(self, newcomer: Waiting) -> None:
         loser = self._turns.to_make_room(newcomer.who)

@@ -57,9 +57,10 @@ def at_its_limit(who: str, what: str, limit: int) -> Unavailable:
     """For one that has as many requests as one identity may have.
 
     Args:
-        what: what they do: `run` or `wait`.
+        what: what they are: `running` or `waiting`.
     """
-    return TooMany(f"{limit} requests of {who} {what} already", "wait for answers before you ask more", RETRY_AFTER_S)
+    message = f"{who} has as many requests {what} as it may: {limit}"
+    return TooMany(message, "wait for answers before you ask more", RETRY_AFTER_S)
 
 
 def retry_after_s(supervisor: Supervisor) -> int:

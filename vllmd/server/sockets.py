@@ -104,7 +104,7 @@ def _logger() -> logging.Logger:
 
 def _is_ours(record: logging.LogRecord) -> bool:
     """Whether the log needs a traceback: what is no HTTP is the fault of whoever sent it, and was answered with 400."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    return not (record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, web.RequestPayloadError)))
 
 
 def addresses_of(sockets: Sequence[socket.socket]) -> tuple[str, ...]:
