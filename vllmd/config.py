@@ -312,6 +312,8 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         for flag in model.args
         if (reason := _reserved(flag))
     ]
+    if model.flag("hf-token") not in (None, True):
+        problems.append(Problem(join(path, "args.hf-token"), "everybody sees it in ps: set HF_TOKEN in `env`"))
     problems += [
         Problem(join(path, f"env.{variable}"), complaint)
         for variable, value in model.env.items()

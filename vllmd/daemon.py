@@ -21,6 +21,7 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
+from vllmd.journal import OneLine
 from vllmd.lifecycle import Load
 from vllmd.notify import Notifier
 from vllmd.server.accounts import Accounts
@@ -83,9 +84,9 @@ def parser() -> argparse.ArgumentParser:
 def _log_to_stderr(verbose: bool) -> None:
     # The journal has its own clock; a terminal or a file needs the time in the line.
     stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
-    logging.basicConfig(
-        format=f"{stamp}%(levelname)s %(message)s", level=logging.DEBUG if verbose else logging.INFO, stream=sys.stderr
-    )
+    stderr = logging.StreamHandler(sys.stderr)
+    stderr.setFormatter(OneLine(f"{stamp}%(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[stderr], level=logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
@@ -108,6 +109,8 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
 
 def _serve(config: Config, arguments: argparse.Namespace) -> int:
     _raise_limits()
+    with suppress(OSError):  # who needs it says what is wrong with it
+        Path(config.paths.state).mkdir(mode=0o700, parents=True, exist_ok=True)
     _run(serve(config))
     return 0
 
