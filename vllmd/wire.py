@@ -21,6 +21,7 @@ PROMPT = "/api/prompt"
 WORKFLOW_RUNS = "/api/workflows/runs"
 CHAT_COMPLETIONS = "/v1/chat/completions"
 MODELS = "/v1/models"
+OPENAPI = "/openapi.json"
 
 SHOWN_CHARACTERS = 500
 """The longest message of an error."""
@@ -262,7 +263,7 @@ class PromptRequest:
         return [*system, {"role": "user", "content": self.prompt}]
 
 
-_ENVELOPE = ("input", "output_only", "wait_for_completion", "workflow_id")
+ENVELOPE = ("input", "output_only", "wait_for_completion", "workflow_id")
 
 
 def read_prompt(body: object) -> PromptRequest:
@@ -296,8 +297,8 @@ def read_workflow_run(body: object) -> PromptRequest:
     if not isinstance(body, Mapping) or "input" not in body:
         raise RequestError("input: missing", 'send {"input": {"prompt": "…"}}', param="input")
     for key in body:
-        if key not in _ENVELOPE:
-            raise RequestError(f"{key}: unknown key", f"known are {', '.join(_ENVELOPE)}", param=str(key))
+        if key not in ENVELOPE:
+            raise RequestError(f"{key}: unknown key", f"known are {', '.join(ENVELOPE)}", param=str(key))
     if not isinstance(body["input"], Mapping):
         raise RequestError("input: expected an object", 'send {"input": {"prompt": "…"}}', param="input")
     return read_prompt(body["input"])

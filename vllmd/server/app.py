@@ -16,6 +16,7 @@ from vllmd.server.control import Control
 from vllmd.server.keyring import Keyring
 from vllmd.server.logs import Logs
 from vllmd.server.openai import INFERENCE, OpenAI
+from vllmd.server.openapi import Description
 from vllmd.server.origin import only_known_hosts, shield
 from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
@@ -60,6 +61,7 @@ def build(
             web.get(wire.MODELS + "/{name:.+}", openai.model),
             web.post(wire.PROMPT, prompt.prompt),
             web.post(wire.WORKFLOW_RUNS, prompt.workflow_run),
+            web.get(wire.OPENAPI, Description().serve),
             web.get(wire.HEALTH, control.health),
             web.get(wire.READY, control.ready),
             web.get(wire.STATUS, control.status),

@@ -21,6 +21,7 @@ from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.calls import Calls
 from vllmd.server.doors import require_client
 from vllmd.server.followers import Followers
+from vllmd.server.queries import WAIT
 from vllmd.server.refusals import not_ready
 from vllmd.server.requests import rate_of
 from vllmd.wire import ModelStatus
@@ -115,11 +116,12 @@ class Control:
     async def order(self, request: web.Request) -> web.Response:
         """`POST /api/models/{name}/load`, `/unload`, `/restart`: 202 at once, or the outcome with `?wait=1`."""
         require_administrator(identify(request), self._config.access.admin_group)
+        wait = WAIT.read(request)
         self._calls.refuse_if_closed()
         name = choose_model(request.match_info["name"], self._supervisors, self._config.default_model)
         supervisor, verb = self._supervisors[name], request.match_info["verb"]
         supervisor.post(_ORDERS[verb]())
-        if request.query.get("wait", "0") == "0":
+        if not wait:
             return json_response({"model": name, "watch": wire.EVENTS}, status=202)
         await self._outcome(supervisor, verb)
         return json_response(wire.to_json(self._status_of(supervisor)))

@@ -35,11 +35,11 @@ class Prompt:
         self._accounts = accounts
 
     async def prompt(self, request: web.Request) -> web.StreamResponse:
-        """`POST /api/prompt`."""
+        """A prompt in, text out."""
         return await self._serve(request, wire.read_prompt)
 
     async def workflow_run(self, request: web.Request) -> web.StreamResponse:
-        """`POST /api/workflows/runs`."""
+        """The same in model-compose's envelope."""
         return await self._serve(request, wire.read_workflow_run)
 
     async def _serve(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> web.StreamResponse:
