@@ -1,7 +1,7 @@
 """What comes from an engine, fed with bytes: heads and bodies of HTTP, and server-sent events.
 
-Wherever the bytes are cut into reads, the same must come out, and nothing but NotHttp may be raised. atheris feeds these
-functions (`libfuzzer`), and so does hypothesis (`parsers`).
+Wherever the bytes are cut into reads, the same must come out, and nothing but NotHttp may be raised. atheris feeds
+these functions (`libfuzzer`), and so does hypothesis (`parsers`).
 """
 
 from collections.abc import Iterator, Sequence
