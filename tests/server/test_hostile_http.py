@@ -101,6 +101,17 @@ async def test_what_two_readers_could_cut_differently_ends_the_connection(daemon
     assert not statuses or b'"source": "vllmd"' in told
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [b"x: y\r\n" * 5000, b"x: " + b"y" * 20_000 + b"\r\n", b"x" * 20_000 + b": y\r\n"],
+    ids=["many", "long", "name"],
+)
+async def test_a_head_is_bounded(daemon: Daemon, lines: bytes) -> None:
+    statuses, told = await answers(daemon, b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + lines + b"\r\n")
+    assert statuses in ([400], []), told[:500]
+    assert len(told) < 2000, "and not sent back"
+
+
 async def test_http_1_0_knows_no_chunks(daemon: Daemon) -> None:
     head = HEAD.replace(b"1.1", b"1.0") + b"connection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n"
     statuses, told = await answers(daemon, head + chunked(BODY) + SMUGGLED)

@@ -1,5 +1,8 @@
 """What an identity may do, and what it has had: by name, by group, and by the minute."""
 
+import grp
+import os
+import pwd
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 
 from vllmd.config import Allowance, Limits, parse
 from vllmd.errors import ConfigError, TooMany
-from vllmd.server.access import Identity
+from vllmd.server.access import Identity, allowance
 from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
 
@@ -84,6 +87,16 @@ def test_an_identity_that_is_none_is_told(name: str) -> None:
 def test_what_is_wrong_in_its_table_is_told_with_its_place(table: object, said: str) -> None:
     with pytest.raises(ConfigError, match=r"limits\.identities\.key:ci.*" + said):
         parse({"limits": {"identities": {"key:ci": table}}})
+
+
+def test_a_user_s_groups_are_those_of_this_machine() -> None:
+    user = pwd.getpwuid(os.getuid())
+    group = grp.getgrgid(user.pw_gid).gr_name
+    limits = Limits(identities={f"group:{group}": Allowance(running=1)})
+    mine = Identity(f"uid:{user.pw_uid}", user.pw_uid)
+    assert allowance(limits, mine).running == 1
+    assert allowance(limits, Identity("uid:4294967294", 4294967294)).running == 0, "nobody is in no group"
+    assert allowance(limits, Identity("key:x")).running == 0
 
 
 # ── tokens a minute ──
