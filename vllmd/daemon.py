@@ -21,9 +21,9 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import ExitStatus, NotReady, VllmdError, outcome_of
-from vllmd.journal import OneLine
 from vllmd.lifecycle import Load
 from vllmd.notify import Notifier
+from vllmd.oneline import OneLine
 from vllmd.server.accounts import Accounts
 from vllmd.server.app import build
 from vllmd.server.calls import Calls

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmd.config import Allowance, Limits, parse
+from vllmd.config import parse
 from vllmd.errors import ConfigError, TooMany
+from vllmd.limits import Allowance, Limits
 from vllmd.server.access import Identity, allowance
 from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd import wire
-from vllmd.config import Limits, Model
+from vllmd.config import Model
 from vllmd.errors import RequestError
+from vllmd.limits import Limits
 from vllmd.server.demands import LONGEST, PRIORITISED, additions, check, is_prioritised, with_additions
 from vllmd.server.openai import INFERENCE
 

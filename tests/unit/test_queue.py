@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllmd import config
-from vllmd.config import Allowance, EnvironmentSettings, Limits, Model, Paths
+from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import EngineFailed, NotReady, Overloaded, TooMany, Unavailable
 from vllmd.lifecycle import Engine, Policy, State, Verdict
+from vllmd.limits import Allowance, Limits
 from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
 from vllmd.server.queue import Queue, places

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from vllmd.config import Allowance, Limits
 from vllmd.errors import Denied
 from vllmd.keys import Key, Scope
+from vllmd.limits import Allowance, Limits
 
 LOOPBACK = "127.0.0.1"
 """The name of everybody on this machine who comes in by TCP: each of them could use a million addresses of it."""
@@ -47,8 +47,11 @@ IDENTITY = web.RequestKey("identity", Identity)
 
 
 def identify(request: web.Request) -> Identity:
-    """Who sent `request`, as `admission` has found out."""
-    return request[IDENTITY]
+    """Who sent `request`, as `admission` has found out; before that, only who is at the other end."""
+    known = request.get(IDENTITY)
+    if known is None and request.transport is not None:
+        return at_the_end_of(request.transport)
+    return known or Identity("unknown")
 
 
 def of_key(key: Key) -> Identity:

@@ -4,8 +4,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from vllmd.config import Allowance, Limits
 from vllmd.errors import TooMany
+from vllmd.limits import Allowance, Limits
 from vllmd.server.access import Identity, allowance
 from vllmd.server.calls import Call
 from vllmd.wire import Usage

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from vllmd.config import Limits
 from vllmd.errors import ModelNotFound, RequestError, TooSlow, VllmdError
+from vllmd.limits import Limits
 from vllmd.server.access import identify
 from vllmd.server.calls import Call
 from vllmd.settings import nearest

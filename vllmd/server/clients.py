@@ -15,8 +15,8 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from vllmd.config import Limits
 from vllmd.errors import Overloaded, RequestError, TooMany, Unavailable, outcome_of
+from vllmd.limits import Limits
 from vllmd.server.access import Identity, allowance, at_the_end_of
 from vllmd.server.middleware import SERVER, SHIELD, error_response
 from vllmd.wire import dumps, error_body

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllmd import wire
-from vllmd.config import Limits, Model
+from vllmd.config import Model
 from vllmd.errors import RequestError
+from vllmd.limits import Limits
 
 LONGEST = {
     wire.CHAT_COMPLETIONS: "max_completion_tokens",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd.engine.redaction import redacted, secrets_in, without_secrets
-from vllmd.journal import OneLine, escaped
+from vllmd.oneline import OneLine, escaped
 
 Caught = tuple[type[BaseException], BaseException, TracebackType | None]
 
