@@ -158,7 +158,7 @@ class Config:
     sse: Sse = Sse()
     relay: Relay = Relay()
     replay: Replay = Replay()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     access: Access = Access()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
 

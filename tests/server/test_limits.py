@@ -88,14 +88,22 @@ async def test_tokens_are_counted_in_streams_and_in_whole_answers_and_end(start:
 
 
 async def test_connections_are_counted_and_one_more_is_told_so(narrow: Daemon) -> None:
-    streams = [await narrow.tcp.open("/api/events") for _ in range(6)]
-    for each in streams:
-        await each.head()
-    extra = await narrow.tcp.open("/health")
-    await extra.end()
-    await extra.leave()
-    assert_too_many(extra, "127.0.0.1", "6 connections")
-    assert extra.header("connection") == "close"
+    streams: list[Exchange] = []
+
+    async def has_six() -> bool:
+        stream = await narrow.tcp.open("/api/events")
+        if (await stream.head()).status == 200:  # else one of an earlier test is not closed yet
+            streams.append(stream)
+        return len(streams) == 6
+
+    await until(has_six, "six connections")
+    told = narrow.log.count("more are turned away")
+    for _ in range(5):
+        extra = await narrow.tcp.ask("/health")
+        assert_too_many(extra, "127.0.0.1", "6 connections")
+        assert extra.header("connection") == "close"
+    assert narrow.log.count("more are turned away") <= told + 1, "one line, however many they are"
+    assert "127.0.0.1 has 6 connections" in narrow.log
     assert (await narrow.unix.ask("/health")).status == 200
     await streams.pop().leave()
 
@@ -105,7 +113,6 @@ async def test_connections_are_counted_and_one_more_is_told_so(narrow: Daemon) -
     await until(is_let_in, "a place to be free again")
     for each in streams:
         await each.leave()
-    assert narrow.log.count("more are turned away") == 1, "one line, however many they are"
 
 
 # ── time ──
