@@ -7,7 +7,7 @@ SECONDS ?= 600
 export PROMPT
 IN := $(VENV)/bin/
 
-.PHONY: help setup demo stop test fast bench load chaos papers lock deb clean
+.PHONY: help setup demo stop test fast bench load chaos fuzz papers lock deb clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -39,6 +39,10 @@ load: setup      ## 2000 streams for a minute, whose clients die when they like:
 
 chaos: setup     ## faults without end on the fake engine: make chaos SECONDS=600 [SEED=…]
 	@$(IN)python tests/chaos.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup      ## inputs that nobody would think of, for all that reads any: make fuzz SECONDS=600 [SEED=…]
+	@$(IN)python -c 'import atheris' 2>/dev/null || $(IN)python -m pip install -qq --disable-pip-version-check atheris==3.0.0 || true
+	@$(IN)python tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 papers: setup    ## the manual pages and completions, out of the code
 	@$(IN)python packaging/papers/papers.py

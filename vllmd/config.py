@@ -17,6 +17,7 @@ import tomli
 from vllmd import address
 from vllmd.errors import AddressError, ConfigError
 from vllmd.lifecycle import Policy
+from vllmd.limits import Limits, with_identities
 from vllmd.settings import Applies, Problem, join, nearest, option, read
 
 RESERVED_FLAGS = {
@@ -45,7 +46,8 @@ class Listen:
         applies=Applies.DAEMON,
     )
     unix_mode: str = option("0660", "permissions of the Unix socket, octal", applies=Applies.DAEMON)
-    hosts: tuple[str, ...] = option((), "names beside localhost under which browsers may come in by TCP")
+    hosts: tuple[str, ...] = option((), "names beside localhost and that of `tcp` under which clients come in by TCP")
+    origins: tuple[str, ...] = option((), "other origins whose pages may ask, such as https://chat.example (CORS)")
     exit_idle_s: float = option(
         0.0,
         "with systemd's sockets: seconds without a request until vllmd ends; the next one starts it; 0: never",
@@ -53,6 +55,13 @@ class Listen:
         applies=Applies.DAEMON,
     )
     unix_group: str = option("", "group of the Unix socket; empty: the daemon's own", applies=Applies.DAEMON)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of `hosts`, and the one in `tcp`."""
+        tcp = address.parse(self.tcp) if self.tcp else None
+        own = tcp.host if isinstance(tcp, address.TcpAddress) else ""
+        return self.hosts if own in ("", "0.0.0.0", "::") else (*self.hosts, own)
 
 
 @dataclass(frozen=True)
@@ -123,13 +132,6 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a client may send."""
-
-    body_bytes: int = option(32 * 1024 * 1024, "largest request body, in bytes", minimum=1024, applies=Applies.DAEMON)
-
-
-@dataclass(frozen=True)
 class Log:
     """vllmd's log, and with it what the engines print."""
 
@@ -140,9 +142,14 @@ class Log:
 
 @dataclass(frozen=True)
 class Access:
-    """Who may administer, apart from root and the daemon's own user."""
+    """Who may come in by TCP, and who may administer apart from root and the daemon's own user."""
 
     admin_group: str = option("", "members of this group may load, unload and restart over the Unix socket")
+    keys: str = option(
+        "",
+        "file of the API keys that TCP then asks for, a path or the name of a systemd credential; empty: none",
+        applies=Applies.DAEMON,
+    )
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,10 @@ class Model:
         {}, "flags of `vllm serve`, passed through: max-model-len = 2048", applies=Applies.ENGINE
     )
     env: Mapping[str, Any] = option({}, "environment variables of this engine", applies=Applies.ENGINE, secret=True)
+
+    def flag(self, name: str) -> object:
+        """What `args` says of a flag, in whichever way it is written; None if nothing."""
+        return next((value for key, value in self.args.items() if key.lstrip("-").replace("_", "-") == name), None)
 
 
 BUILT_IN_MODELS = {
@@ -176,7 +187,7 @@ class Config:
     sse: Sse = Sse()
     relay: Relay = Relay()
     replay: Replay = Replay()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     access: Access = Access()
     log: Log = Log()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
@@ -195,6 +206,9 @@ class Current:
 
 
 LOG_FORMATS = ("text", "json")
+
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+"""As browsers write it: in lower case, without a path."""
 
 _PATH_STARTS = ("/", "./", "../", "~")
 """How a directory begins, where a name on the hub could be meant as well."""
@@ -245,9 +259,10 @@ def parse(table: Mapping[str, Any]) -> Config:
         if key not in SECTIONS and key != "models"
     ]
     sections = {name: read(cls, table.get(name, {}), name, problems) for name, cls in SECTIONS.items()}
+    sections["limits"] = with_identities(sections["limits"], problems)
     models = _models(table["models"], problems) if "models" in table else dict(BUILT_IN_MODELS)
     config = Config(**sections, models=models)
-    problems += _check_listen(config.listen)
+    problems += _check_listen(config.listen, has_keys=bool(config.access.keys))
     if config.log.format not in LOG_FORMATS:
         problems.append(Problem("log.format", f"expected text or json, found {config.log.format!r}"))
     if problems:
@@ -280,6 +295,8 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         for flag in model.args
         if (reason := _reserved(flag))
     ]
+    if model.flag("hf-token") not in (None, True):
+        problems.append(Problem(join(path, "args.hf-token"), "everybody sees it in ps: set HF_TOKEN in `env`"))
     problems += [
         Problem(join(path, f"env.{variable}"), complaint)
         for variable, value in model.env.items()
@@ -310,17 +327,22 @@ def _with_default(models: dict[str, Model], problems: list[Problem]) -> dict[str
     return models
 
 
-def _check_listen(listen: Listen) -> list[Problem]:
+def _check_listen(listen: Listen, *, has_keys: bool) -> list[Problem]:
     problems = []
     for key, text in (("tcp", listen.tcp), ("unix", listen.unix)):
-        if complaint := _address_complaint(key, text):
+        if complaint := _address_complaint(key, text, has_keys=has_keys):
             problems.append(Problem(f"listen.{key}", complaint))
+    problems += [
+        Problem("listen.origins", f"expected https://name or http://name:port, found {each!r}")
+        for each in listen.origins
+        if not _ORIGIN.fullmatch(each)
+    ]
     if not re.fullmatch("0?[0-7]{3}", listen.unix_mode):
         problems.append(Problem("listen.unix_mode", f"expected octal digits like 0660, found {listen.unix_mode!r}"))
     return problems
 
 
-def _address_complaint(key: str, text: str) -> str:
+def _address_complaint(key: str, text: str, *, has_keys: bool) -> str:
     """What is wrong with an address of `[listen]`; empty if nothing is."""
     if not text:
         return ""
@@ -330,8 +352,11 @@ def _address_complaint(key: str, text: str) -> str:
         return f"{error.message}; {error.hint}"
     if isinstance(parsed, address.UnixAddress) is not (key == "unix"):
         return f"{text!r} belongs in listen.{'tcp' if key == 'unix' else 'unix'}"
-    if isinstance(parsed, address.TcpAddress) and not parsed.is_loopback:
-        return f"{text!r} can be reached from other machines, and vllmd has no keys to guard it; listen on 127.0.0.1"
+    if isinstance(parsed, address.TcpAddress) and parsed.tls:
+        return f"{text!r}: vllmd speaks no TLS itself; SECURITY.md shows how nginx does it in front of it"
+    if isinstance(parsed, address.TcpAddress) and not parsed.is_loopback and not has_keys:
+        reason = "can be reached from other machines, and vllmd has no keys to guard it"
+        return f"{text!r} {reason}; listen on 127.0.0.1, or set access.keys"
     return ""
 
 
@@ -349,14 +374,24 @@ def locate(config: Config, environ: Mapping[str, str], uid: int) -> Config:
         runtime=config.paths.runtime or _given(environ, "RUNTIME_DIRECTORY") or f"{runtime}/engines",
         cache=config.paths.cache or _given(environ, "CACHE_DIRECTORY") or _own(environ, uid, "CACHE"),
     )
+    keys = _credential(config.access.keys, environ)
     unix = config.listen.unix or str(address.default_socket(environ, uid))
     return replace(
         config,
         paths=Paths(*map(_absolute, (paths.state, paths.runtime, paths.cache))),
         listen=replace(config.listen, unix=unix),
+        access=replace(config.access, keys=keys),
         environment=replace(config.environment, path=_absolute(config.environment.path)),
         models={name: replace(model, model=_source(model.model)) for name, model in config.models.items()},
     )
+
+
+def _credential(keys: str, environ: Mapping[str, str]) -> str:
+    """The file of the keys: a name without a slash is a credential's, which systemd has put into a directory."""
+    if not keys or "/" in keys:
+        return _absolute(keys)
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    return f"{directory}/{keys}" if directory else keys
 
 
 def _absolute(path: str) -> str:

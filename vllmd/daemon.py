@@ -28,11 +28,14 @@ from vllmd.journal.lines import Format
 from vllmd.journal.setup import logging_to
 from vllmd.notify import Notifier
 from vllmd.passed import passed
+from vllmd.server.accounts import Accounts
 from vllmd.server.app import build
 from vllmd.server.calls import Calls
+from vllmd.server.clients import Census
 from vllmd.server.draining import drain, unless_hurried
 from vllmd.server.entrance import Doors, serving
 from vllmd.server.idle import until_idle
+from vllmd.server.keyring import open_keyring
 from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.sockets import addresses_of, listening
@@ -109,6 +112,8 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
 
 def _serve(config: Config, arguments: argparse.Namespace) -> int:
     _raise_limits()
+    with suppress(OSError):  # who needs it says what is wrong with it
+        Path(config.paths.state).mkdir(mode=0o700, parents=True, exist_ok=True)
     _run(serve(config, lambda: _read(arguments)))
     return 0
 
@@ -139,22 +144,24 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         read: reads the configuration anew.
 
     Raises:
+        ConfigError: the file of the keys cannot be used.
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
-    current, feed, calls = Current(config), Feed(), Calls()
+    current, feed, accounts = Current(config), Feed(), Accounts(config.limits)
+    keyring, census, calls = open_keyring(config.access.keys, os.environ), Census(config.limits), Calls(accounts)
     with (
         Notifier() as notifier,
         exclusive(Path(config.paths.runtime)),
-        listening(config.listen, os.environ) as sockets,
+        listening(config.listen, os.environ, has_keys=keyring is not None) as sockets,
         _signals() as signals,
     ):
         supervisors = _supervisors(current, feed, notifier)
-        relay = Relay(current, supervisors, feed, calls)
-        reload = Reload(read, _plans, current, supervisors, calls, relay, notifier)
-        app = build(current, supervisors, feed, calls, relay, reload, addresses_of(sockets))
+        relay = Relay(current, supervisors, feed, calls, accounts)
+        reload = Reload(read, _plans, current, supervisors, calls, relay, (accounts, census), notifier)
+        app = build(current, supervisors, feed, calls, relay, reload, accounts, keyring, addresses_of(sockets))
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
-        async with _running(supervisors, current, feed, notifier), serving(app, sockets) as doors:
+        async with _running(supervisors, current, feed, notifier), serving(app, sockets, census) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
             await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)

@@ -9,6 +9,8 @@ VllmdError
 │   ├── RouteNotFound
 │   ├── MethodNotAllowed
 │   ├── BodyTooLarge
+│   ├── TooSlow
+│   ├── Unauthenticated
 │   └── Denied
 ├── Unavailable              vllmd cannot serve now; later it may
 │   ├── Overloaded
@@ -111,6 +113,14 @@ class BodyTooLarge(RequestError):
     """The request's body is over `limits.body_bytes`."""
 
 
+class TooSlow(RequestError):
+    """The request's body does not come, or takes too long."""
+
+
+class Unauthenticated(RequestError):
+    """The caller has shown no key, or one that is none."""
+
+
 class Denied(RequestError):
     """The caller may not do this."""
 
@@ -132,7 +142,7 @@ class Overloaded(Unavailable):
 
 
 class TooMany(Unavailable):
-    """The queue is full, and it is the caller who fills it while others wait too."""
+    """The caller has more under way, or takes more, than it may; or it fills the queue while others wait too."""
 
 
 class NotReady(Unavailable):
@@ -214,6 +224,8 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     RouteNotFound: Outcome(404, "invalid_request_error", "route_not_found", ExitStatus.ERROR),
     MethodNotAllowed: Outcome(405, "invalid_request_error", "method_not_allowed", ExitStatus.ERROR),
     BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large", ExitStatus.ERROR),
+    TooSlow: Outcome(408, "invalid_request_error", "request_timeout", ExitStatus.ERROR),
+    Unauthenticated: Outcome(401, "authentication_error", "invalid_api_key", ExitStatus.DENIED),
     Denied: Outcome(403, "permission_error", "denied", ExitStatus.DENIED),
     Unavailable: Outcome(503, "server_error", "unavailable", ExitStatus.ERROR),
     Overloaded: Outcome(503, "server_error", "overloaded", ExitStatus.ERROR),

@@ -120,7 +120,7 @@ class RequestStatus:
 
     Args:
         id: as in its answer's `X-Request-Id`; a client that chooses its own may use one twice.
-        who: who asks: `uid:1000` on the Unix socket, the IP address on TCP.
+        who: who asks: `uid:1000` on the Unix socket, `key:NAME` on TCP, or the IP address where no key is asked for.
         model: the model's name.
         path: the engine's route.
         state: `held` while it waits for the engine or for a place in it, `running` else.
@@ -166,8 +166,28 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What one identity has under way, and has had since the daemon began.
+
+    Args:
+        who: `uid:1000` on the Unix socket, `key:NAME` on TCP, or the IP address where no key is asked for.
+        requests: for inference, all that were let in.
+        refused: that were not, because of its limits.
+        running, held: of those under way, how many an engine works on, and how many wait.
+        tokens: about how many were generated for it.
+    """
+
+    who: str
+    requests: int = 0
+    refused: int = 0
+    running: int = 0
+    held: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Status:
-    """The daemon as it is now; `state` and `model` are those of the default model."""
+    """The daemon as it is now; `state` and `model` are the default model's, `usage` is what the asker may see."""
 
     version: str
     state: str
@@ -175,12 +195,14 @@ class Status:
     since: float
     addresses: tuple[str, ...]
     models: tuple[ModelStatus, ...]
+    usage: tuple[Usage, ...] = ()
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "Status":
         """Reads what `to_json` wrote, also that of another version: unknown keys are passed over."""
         models = tuple(_known(ModelStatus, each) for each in table.get("models", ()))
-        return _known(cls, {**table, "models": models, "addresses": tuple(table.get("addresses", ()))})
+        usage = tuple(_known(Usage, each) for each in table.get("usage", ()))
+        return _known(cls, {**table, "models": models, "addresses": tuple(table.get("addresses", ())), "usage": usage})
 
 
 def dumps(value: object) -> str:
@@ -243,7 +265,7 @@ class PromptRequest:
         return [*system, {"role": "user", "content": self.prompt}]
 
 
-_ENVELOPE = ("input", "output_only", "wait_for_completion", "workflow_id")
+ENVELOPE = ("input", "output_only", "wait_for_completion", "workflow_id")
 
 
 def read_prompt(body: object) -> PromptRequest:
@@ -277,8 +299,8 @@ def read_workflow_run(body: object) -> PromptRequest:
     if not isinstance(body, Mapping) or "input" not in body:
         raise RequestError("input: missing", 'send {"input": {"prompt": "…"}}', param="input")
     for key in body:
-        if key not in _ENVELOPE:
-            raise RequestError(f"{key}: unknown key", f"known are {', '.join(_ENVELOPE)}", param=str(key))
+        if key not in ENVELOPE:
+            raise RequestError(f"{key}: unknown key", f"known are {', '.join(ENVELOPE)}", param=str(key))
     if not isinstance(body["input"], Mapping):
         raise RequestError("input: expected an object", 'send {"input": {"prompt": "…"}}', param="input")
     return read_prompt(body["input"])

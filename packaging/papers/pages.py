@@ -96,6 +96,7 @@ _SIGNALS = {
 
 _FILES = {
     "/etc/vllmd/vllmd.toml": "The configuration, see `vllmd.toml`(5).",
+    "/etc/vllmd/keys": "API keys, where `access.keys` names it; `vllmctl key` writes it.",
     "/run/vllmd/vllmd.sock": "The Unix socket. A user's own daemon has $XDG_RUNTIME_DIR/vllmd/vllmd.sock.",
     "/var/lib/vllmd": "The engines' virtual environments, and what is known of failures (incidents).",
     "/var/cache/vllmd": "Caches of vLLM, Triton, Inductor and Hugging Face.",

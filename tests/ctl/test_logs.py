@@ -43,7 +43,7 @@ def test_where_systemd_runs_vllmd_it_is_journalctl(tmp_path: Path) -> None:
     assert "vllmd.service" in (tmp_path / "asked").read_text()
 
 
-def test_journalctl_ends_as_others_do_when_nobody_reads(tmp_path: Path) -> None:
+def test_onelinectl_ends_as_others_do_when_nobody_reads(tmp_path: Path) -> None:
     systemd = Systemd(tmp_path, "loaded")
     (tmp_path / "journalctl").write_text("#!/bin/sh\nyes\n")
     result = systemd.shell().script('"$@" logs | head -1; echo "${PIPESTATUS[0]}"')

@@ -1,11 +1,15 @@
 """What a page from somewhere can do through its visitor's browser: nothing (DNS rebinding, cross-origin requests)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from asking import Exchange
 from conftest import Start
-from daemons import Daemon
+from daemons import Daemon, running
+
+from vllmd.config import parse
+from vllmd.errors import ConfigError
 
 LOOPS = ("uvloop",)
 """Nothing here depends on the event loop."""
@@ -111,3 +115,75 @@ async def test_more_names_can_be_configured(start: Start) -> None:
     assert (await ask(daemon, "/v1/models", "vllm.example")).status == 200
     assert (await ask(daemon, "/v1/models", "vllm.example:8443", "https://vllm.example:8443")).status == 200
     assert_denied(await ask(daemon, "/v1/models", "other.example"))
+
+
+# ── what is allowed, and what browsers are told ──
+
+PAGE = "https://chat.example"
+
+
+@pytest.fixture(scope="module")
+def friendly() -> Iterator[Daemon]:
+    """A daemon that one other page may ask."""
+    with running(Daemon(listen={"origins": [PAGE], "hosts": ["vllm.example"]})) as daemon:
+        yield daemon
+
+
+async def test_the_page_of_a_configured_origin_may_ask(friendly: Daemon) -> None:
+    for path in PATHS:
+        answer = await ask(friendly, path, "localhost", PAGE)
+        assert answer.status == 200
+        assert (answer.header("access-control-allow-origin"), answer.header("vary")) == (PAGE, "Origin")
+        assert not answer.header("access-control-allow-credentials"), "there are no cookies"
+    refused = await friendly.tcp.ask("/v1/nothing", headers={"origin": PAGE})
+    assert (refused.status, refused.header("access-control-allow-origin")) == (404, PAGE), "it may read why"
+    preflight = {"origin": PAGE, "access-control-request-method": "POST"}
+    for path in PATHS:
+        answer = await (await friendly.tcp.open(path, method="OPTIONS", headers=preflight)).head()
+        await answer.leave()
+        assert (answer.status, answer.header("access-control-allow-origin")) == (204, PAGE)
+        assert "authorization" in answer.header("access-control-allow-headers")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "https://chat.example.evil.example", "http://chat.example", f"{PAGE}:8443", "null", "*"],
+)
+async def test_and_no_other(friendly: Daemon, origin: str) -> None:
+    for path in PATHS:
+        assert_denied(await ask(friendly, path, "localhost", origin))
+    answer = await friendly.tcp.ask("/api/status", method="OPTIONS", headers={"origin": origin})
+    assert_denied(answer)
+
+
+async def test_what_another_site_s_page_embeds_is_refused(daemon: Daemon) -> None:
+    for site in ("cross-site", "same-site"):
+        for mode, dest, status in (
+            ("no-cors", "image", 403),
+            ("no-cors", "script", 403),
+            ("navigate", "iframe", 403),
+            ("navigate", "document", 200),
+        ):
+            headers = {"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": dest}
+            assert (await daemon.tcp.ask("/api/status", headers=headers)).status == status
+    for site in ("same-origin", "none"):
+        assert (await daemon.tcp.ask("/api/status", headers={"sec-fetch-site": site})).status == 200
+
+
+async def test_every_answer_tells_browsers_not_to_run_frame_or_keep_it(daemon: Daemon) -> None:
+    odd = [("/nowhere", None), ("/api/prompt", b"{"), ("/api/models/tiny/load", b"")]
+    for door in (daemon.tcp, daemon.unix):
+        for path, body in [*PATHS.items(), *odd]:
+            async with door.stream(path, body) as answer:
+                await answer.head()
+            assert answer.header("content-security-policy").startswith("default-src 'none'"), path
+            assert answer.header("x-content-type-options") == "nosniff"
+            assert answer.header("x-frame-options") == "DENY"
+            assert answer.header("referrer-policy") == "no-referrer"
+            assert answer.header("cache-control") in ("no-store", "no-cache")
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "chat.example", "https://chat.example/", "https://Chat.example", ""])
+def test_an_origin_that_no_browser_would_send_is_a_mistake(origin: str) -> None:
+    with pytest.raises(ConfigError, match=r"listen\.origins"):
+        parse({"listen": {"origins": [origin]}})

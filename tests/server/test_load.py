@@ -76,6 +76,6 @@ async def test_more_clients_than_descriptors_do_no_harm(loop: str) -> None:
         daemon.wait_for("ready")  # and clients
         assert (await daemon.unix.ask(PROMPT, {"prompt": "x"})).whole
         assert daemon.model().generation == 1
-        assert daemon.log.count("more are hung up on") == 1
+        assert daemon.log.count("more are turned away") == 1
     finally:
         daemon.see_to_its_end()

@@ -70,6 +70,14 @@ def assert_bad_gateway(answer: Exchange) -> None:
         b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort",
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzzz\r\n",
         b"\x16\x03\x01\x02\x00",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: a\rset-cookie: b\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nx: a\nset-cookie: b\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nx: a\r\n set-cookie: b\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nx: \x1b[2J\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n{}",
     ],
 )
 async def test_what_is_no_http(odd: Odd, raw: bytes) -> None:
@@ -100,6 +108,21 @@ async def test_what_is_no_chat_completion(odd: Odd, body: bytes) -> None:
     assert_bad_gateway(await odd.daemon.unix.ask(PROMPT, {"prompt": "x", "stream": False}))
     passed = await odd.daemon.unix.ask(CHAT, HELLO)
     assert (passed.status, passed.body) == (200, body), "/v1 does not read what it passes on"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_no_header_of_the_engine_s_opens_what_vllmd_closes(odd: Odd, streams: bool) -> None:
+    answer = stream(CHUNK, DONE) if streams else whole(b"<script>alert(1)</script>", "text/html")
+    open_to_all = b"access-control-allow-origin: *\r\nset-cookie: a=b\r\ncontent-security-policy: default-src *\r\n"
+    more = b"x-frame-options: ALLOWALL\r\nserver: evil\r\nx-request-id: evil\r\nx-custom: kept\r\n"
+    odd.says(answer.replace(b"\r\n", b"\r\n" + open_to_all + more, 1))
+    exchange = await odd.daemon.unix.ask(CHAT, {**HELLO, "stream": streams}, headers={"x-request-id": "mine"})
+    assert exchange.status == 200
+    assert not [name for name, _ in exchange.headers if name.startswith("access-control-") or name == "set-cookie"]
+    assert exchange.header("content-security-policy").startswith("default-src 'none'")
+    assert (exchange.header("x-frame-options"), exchange.header("x-content-type-options")) == ("DENY", "nosniff")
+    assert (exchange.header("x-request-id"), exchange.header("x-custom")) == ("mine", "kept")
+    assert exchange.header("server").startswith("vllmd/")
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "503 Service Unavailable"])

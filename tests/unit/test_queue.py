@@ -18,6 +18,8 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import EngineFailed, NotReady, Overloaded, TooMany, Unavailable
 from vllmd.lifecycle import Engine, Policy, State, Verdict
+from vllmd.limits import Allowance, Limits
+from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
 from vllmd.server.queue import Queue, places
 from vllmd.server.refusals import retry_after_s
@@ -51,10 +53,11 @@ class Stub(Supervisor):
 class Bench:
     """A queue, and calls that run until they are ended."""
 
-    def __init__(self, state: State = State.READY, **queue: Any) -> None:
+    def __init__(self, state: State = State.READY, limits: Limits | None = None, **queue: Any) -> None:
         self.feed = Feed()
         self.supervisor = Stub(self.feed, state)
-        self.queue = Queue(config.Queue(**queue), self.feed, {"m": PLACES})
+        self.accounts = Accounts(limits)
+        self.queue = Queue(config.Queue(**queue), self.feed, {"m": PLACES}, self.accounts)
         self.running: dict[Call, asyncio.Event] = {}
         self.tasks: dict[Call, asyncio.Task[None]] = {}
         self.order: list[str] = []
@@ -121,8 +124,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(state: State = State.READY, **queue: Any) -> AsyncIterator[Bench]:
-    made = Bench(state, **queue)
+async def bench(state: State = State.READY, limits: Limits | None = None, **queue: Any) -> AsyncIterator[Bench]:
+    made = Bench(state, limits, **queue)
     yield made
     await made.close()
 
@@ -131,6 +134,8 @@ async def settled(ticks: int = SETTLED) -> None:
     for _ in range(ticks):
         await asyncio.sleep(0)
 
+
+UNEQUAL = Limits(identities={"a": Allowance(running=1), "b": Allowance(running=1, held=2)})
 
 # ── whatever happens ──
 
@@ -176,15 +181,28 @@ def check(made: Bench) -> None:
     state = made.supervisor.engine.state
     assert not waiting or state not in (State.STOPPED, State.FAILED), "they wait in vain"
     if waiting and state is State.READY:
-        assert made.taken == PLACES, "a place is free, and somebody waits"
+        limited = all(at_its_limit(made, call.who) for call in waiting)
+        assert made.taken == PLACES or limited, "a place is free, and somebody waits who may have it"
         assert all(call.path == CHAT for call in waiting)
+    for who in "abc":
+        most = made.accounts.named(who).allowed.running
+        assert not most or running(made, who) <= most
+
+
+def running(made: Bench, who: str) -> int:
+    return sum(call.who == who and call.path == CHAT for call in made.running)
+
+
+def at_its_limit(made: Bench, who: str) -> bool:
+    most = made.accounts.named(who).allowed.running
+    return bool(most) and running(made, who) >= most
 
 
 @settings(max_examples=400)
-@given(st.lists(steps, max_size=60), st.integers(0, 6))
-def test_no_place_is_lost_or_given_twice(steps: list[tuple[Any, ...]], limit: int) -> None:
+@given(st.lists(steps, max_size=60), st.integers(0, 6), st.sampled_from((None, UNEQUAL)))
+def test_no_place_is_lost_or_given_twice(steps: list[tuple[Any, ...]], limit: int, limits: Limits | None) -> None:
     async def play() -> None:
-        async with bench(limit=limit) as made:
+        async with bench(limits=limits, limit=limit) as made:
             for step in steps:
                 await perform(made, step)
 
@@ -220,6 +238,45 @@ async def test_who_is_refused_and_leaves_in_the_same_moment_takes_nothing_along(
         with suppress(asyncio.CancelledError):
             assert isinstance(await made.outcome(asked[0]), EngineFailed)
         assert isinstance(await made.outcome(asked[1]), EngineFailed)
+
+
+# ── limits of one identity ──
+
+
+async def test_who_has_as_many_as_it_may_waits_and_stands_in_nobody_s_way() -> None:
+    async with bench(limits=UNEQUAL, status_after_s=0) as made:
+        first, second = made.ask("a"), made.ask("a", stream=True)
+        await settled()
+        assert (first in made.running, second.held) == (True, True)
+        assert made.said == ["waiting for another request of yours to end"]
+        other = made.ask("c")
+        await settled()
+        assert other in made.running
+        made.end(first)
+        await settled()
+        assert second in made.running
+
+
+async def test_who_waits_as_often_as_it_may_is_told_and_no_other() -> None:
+    async with bench(State.STARTING, limits=UNEQUAL) as made:
+        b = [made.ask("b") for _ in range(3)]
+        others = [made.ask("c") for _ in range(3)]
+        back = made.ask("b", returning=True)
+        error = await made.outcome(b[2])
+        assert isinstance(error, TooMany)
+        assert (error.message, bool(error.retry_after_s)) == ("b has as many requests waiting as it may: 2", True)
+        await settled()
+        assert all(call.held for call in (*b[:2], *others, back)), "who was let in once is not refused"
+        assert made.accounts.named("b").refused == 1
+
+
+async def test_who_does_not_want_to_wait_hears_that_it_is_its_own_fault() -> None:
+    async with bench(limits=UNEQUAL) as made:
+        made.ask("a")
+        await settled()
+        error = await made.outcome(made.ask("a", may_wait=False))
+        assert isinstance(error, TooMany)
+        assert error.message == "a has as many requests running as it may: 1"
 
 
 # ── the order ──

@@ -13,7 +13,8 @@ from vllmd.server.turns import Lane, Ticket, Turns
 M = Lane("m")
 LANES = (M, Lane("n"), Lane("m", bounded=False))
 PLACES = {"m": 2, "n": 1}
-PEOPLE = ("ann", "bob", "cyd", "dan")
+MOST = {"ann": 0, "bob": 1, "cyd": 2, "dan": 0}
+PEOPLE = tuple(MOST)
 
 lanes = st.sampled_from(LANES)
 people = st.sampled_from(PEOPLE)
@@ -33,7 +34,7 @@ def served(turns: Turns[Ticket], lane: Lane = M) -> list[Ticket]:
     tickets = []
     while ticket := turns.next(lane):
         tickets.append(ticket)
-        turns.give_back(lane)
+        turns.give_back(lane, ticket.who)
     return tickets
 
 
@@ -70,7 +71,7 @@ def test_who_was_served_last_comes_last() -> None:
     turns, _ = waiting([("a", False), ("a", False), ("b", False)])
     assert names([turns.next(M) or pytest.fail("a place is free")]) == "a"
     turns.add(Ticket(M, "c", False))
-    turns.give_back(M)
+    turns.give_back(M, "a")
     assert names(served(turns)) == "bac"
 
 
@@ -97,25 +98,41 @@ def test_clearing_returns_all_in_turn(arrived: list[tuple[str, bool]]) -> None:
 
 def test_a_free_place_is_taken_at_once_unless_somebody_waits() -> None:
     turns, (ticket,) = waiting([("a", False)], places=2)
-    assert not turns.take(M)
+    assert not turns.take(M, "b")
     assert turns.next(M) is ticket
-    assert turns.take(M)
-    assert not turns.take(M)
-    turns.give_back(M)
-    assert turns.take(M)
+    assert turns.take(M, "b")
+    assert not turns.take(M, "b")
+    turns.give_back(M, "a")
+    assert turns.take(M, "b")
 
 
 def test_without_bounds_there_is_always_room() -> None:
     beside = Lane("m", bounded=False)
     turns, tickets = waiting([("a", False)] * 3, beside, places=1)
     assert [turns.next(beside) for _ in tickets] == tickets
-    assert all(turns.take(beside) for _ in range(100))
-    assert turns.take(M)
+    assert all(turns.take(beside, "a") for _ in range(100))
+    assert turns.take(M, "a")
 
 
 def test_a_place_that_nobody_has_is_not_given_back() -> None:
     with pytest.raises(AssertionError):
-        Turns[Ticket](PLACES).give_back(M)
+        Turns[Ticket](PLACES).give_back(M, "a")
+
+
+def test_who_has_all_places_that_it_may_have_is_passed_over_and_keeps_its_turn() -> None:
+    turns = Turns[Ticket]({"m": 3, "other": 3}, lambda who: {"a": 1}.get(who, 0))
+    assert turns.take(M, "a")
+    assert not turns.take(M, "a")
+    assert not turns.take(Lane("other"), "a"), "of all models together"
+    assert turns.take(Lane("m", bounded=False), "a"), "what takes no place has no bound"
+    turns.add(mine := Ticket(M, "a", False))
+    assert turns.next(M) is None
+    assert turns.take(M, "b"), "nobody waits who may go before"
+    turns.add(other := Ticket(M, "b", False))
+    assert turns.next(M) is other
+    turns.give_back(M, "a")
+    assert not turns.take(M, "b"), "now somebody does"
+    assert turns.next(M) is mine
 
 
 # ── a full queue ──
@@ -162,9 +179,9 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = Turns[Ticket](PLACES)
+        self.turns = Turns[Ticket](PLACES, MOST.__getitem__)
         self.account: dict[Lane, dict[str, list[Ticket]]] = {lane: {} for lane in LANES}
-        self.running: Counter[Lane] = Counter()
+        self.running: Counter[tuple[Lane, str]] = Counter()
         self.overtaken: dict[tuple[Lane, str], Counter[str]] = {}
         """By whom, and how often, each of those who wait was overtaken since it began to wait, or was served."""
 
@@ -173,7 +190,15 @@ class Machine(RuleBasedStateMachine):
         return [each for lines in self.account.values() for line in lines.values() for each in line]
 
     def is_free(self, lane: Lane) -> bool:
-        return not lane.bounded or self.running[lane] < PLACES[lane.model]
+        taken = sum(count for (other, _), count in self.running.items() if other == lane)
+        return not lane.bounded or taken < PLACES[lane.model]
+
+    def may_have(self, lane: Lane, who: str) -> bool:
+        has = sum(count for (other, name), count in self.running.items() if name == who and other.bounded)
+        return not lane.bounded or not MOST[who] or has < MOST[who]
+
+    def first(self, lane: Lane) -> str | None:
+        return next((who for who in self.account[lane] if self.may_have(lane, who)), None)
 
     @rule(lane=lanes, who=people, returning=st.booleans())
     def add(self, lane: Lane, who: str, returning: bool) -> None:
@@ -189,21 +214,20 @@ class Machine(RuleBasedStateMachine):
         self.turns.remove(ticket)
         self.strike(ticket)
 
-    @rule(lane=lanes)
-    def take(self, lane: Lane) -> None:
-        taken = self.turns.take(lane)
-        assert taken is (self.is_free(lane) and not self.account[lane])
-        self.running[lane] += taken
+    @rule(lane=lanes, who=people)
+    def take(self, lane: Lane, who: str) -> None:
+        taken = self.turns.take(lane, who)
+        assert taken is (self.is_free(lane) and self.may_have(lane, who) and self.first(lane) is None)
+        self.running[lane, who] += taken
 
     @rule(lane=lanes)
     def next(self, lane: Lane) -> None:
-        ticket, lines = self.turns.next(lane), self.account[lane]
-        if not lines or not self.is_free(lane):
+        who, ticket, lines = self.first(lane), self.turns.next(lane), self.account[lane]
+        if who is None or not self.is_free(lane):
             assert ticket is None
             return
-        who, line = next(iter(lines.items()))
-        assert ticket is line[0]
-        self.running[lane] += 1
+        assert ticket is lines[who][0]
+        self.running[lane, who] += 1
         lines[who] = lines.pop(who)
         self.strike(ticket)
         self.note_overtaking(lane, who)
@@ -211,9 +235,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.running.total())
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
-        lane = data.draw(st.sampled_from([lane for lane in LANES if self.running[lane]]))
-        self.turns.give_back(lane)
-        self.running[lane] -= 1
+        lane, who = data.draw(st.sampled_from([each for each, count in self.running.items() if count]))
+        self.turns.give_back(lane, who)
+        self.running[lane, who] -= 1
 
     @rule(who=people)
     def make_room(self, who: str) -> None:
@@ -238,6 +262,8 @@ class Machine(RuleBasedStateMachine):
             if who == served:
                 self.overtaken[lane, who].clear()
                 continue
+            if MOST[who]:
+                continue  # it may have been passed over
             self.overtaken[lane, who][served] += 1
             assert self.overtaken[lane, who][served] <= 1, "nobody goes twice while another waits"
 

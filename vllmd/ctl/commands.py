@@ -33,6 +33,7 @@ VERBS = {
     "top": ("vllmd.ctl.top", "Watch models, requests and tokens live."),
     "events": ("vllmd.ctl.events", "Follow what happens to the models."),
     "logs": ("vllmd.ctl.logs", "Show what the daemon and its engines have logged."),
+    "key": ("vllmd.ctl.keys", "Make, list and revoke API keys."),
     "completion": ("vllmd.ctl.completion", "Print the script that completes vllmctl in a shell."),
     "help": ("vllmd.ctl.help", "Show how vllmctl, or one of its commands, is used."),
 }

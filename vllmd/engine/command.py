@@ -10,7 +10,10 @@ from vllmd.config import Model
 OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "FDSTORE")
 """Variables that speak to vllmd alone; an engine that inherited them could answer systemd in its name."""
 
-FOREIGN = ("CREDENTIALS_DIRECTORY", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_API_KEY")
+FOREIGN = (
+    *("CREDENTIALS_DIRECTORY", "VLLMD_API_KEY", "VLLMD_API_KEY_FILE", "VLLM_API_KEY"),
+    *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"),
+)
 """Variables of vllmd's own surroundings that have no business in the engine's. With a key it would refuse vllmd too."""
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

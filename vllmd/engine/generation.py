@@ -14,6 +14,7 @@ from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.plan import Plan
 from vllmd.engine.process import Process, adopt, spawn
+from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
 from vllmd.errors import InstallError, VllmdError
@@ -61,6 +62,7 @@ class Generation:
         self._evidence: Evidence | None = None
         self._began_at = time.time()
         self._plan = plan
+        self._secrets = secrets_in({**plan.environ, **plan.model.env})
         self._on_progress = on_progress
         self._on_line = on_line
         self._on_work = on_work
@@ -244,11 +246,13 @@ class Generation:
             before = now
 
     def _take_install(self, line: str) -> None:
+        line = redacted(line, self._secrets)
         self._report(Progress(Phase.INSTALLING))
         self.lines.append(line)
         self._on_line(line)
 
     def _take_line(self, line: str) -> None:
+        line = redacted(line, self._secrets)
         self.lines.append(line)
         self._on_line(line)
         if not self.was_ready:

@@ -46,7 +46,7 @@ class Incidents:
     """The files.
 
     Args:
-        directory: made when the first incident is written, readable by its owner and group alone.
+        directory: made when the first incident is written, for its owner alone: engines print what they were asked.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -58,9 +58,9 @@ class Incidents:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         path = self._directory / f"{stamp}-{slug}-{incident.generation}.json"
         try:
-            self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(
-                os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o640),
+                os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600),
                 "w",
                 encoding="utf-8",
                 errors="backslashreplace",

@@ -7,6 +7,8 @@ import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
+from vllmd.engine.redaction import without_secrets
+
 SIGN_OF_LIFE_S = 10.0
 
 Report = Callable[[str], None]
@@ -32,7 +34,7 @@ async def run(
 
     Args:
         argv: the command.
-        environ: its whole environment.
+        environ: its whole environment, but for what is secret in it.
         said: called with each line that it prints.
         inherited: descriptors that it gets.
         alive: called when it was silent for `SIGN_OF_LIFE_S` and yet did something.
@@ -45,7 +47,7 @@ async def run(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=dict(environ),
+        env=without_secrets(environ),
         start_new_session=True,
         pass_fds=inherited,
         limit=2**20,

@@ -101,7 +101,8 @@ class Startups:
         kept = {**{each: value for each, value in self._read().items() if each != key}, key: asdict(timeline)}
         fresh = self._path.with_suffix(f".{os.getpid()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh.touch(mode=0o600)
             fresh.write_text(json.dumps(dict(list(kept.items())[-KEEP:]), indent=1))
             fresh.replace(self._path)
         except OSError as error:

@@ -19,7 +19,7 @@ async def locked(root: Path, report: Report) -> AsyncIterator[int]:
     A child that inherits the descriptor holds the lock as well, flock(2). The file stays: to remove it is a race.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(root.with_name(f".{root.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = os.open(root.with_name(f".{root.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

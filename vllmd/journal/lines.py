@@ -6,6 +6,7 @@ import time
 from enum import StrEnum
 
 from vllmd.about import fields_of
+from vllmd.oneline import OneLine
 
 
 class Format(StrEnum):
@@ -34,4 +35,4 @@ class JsonLines(logging.Formatter):
 
 def formatter(wanted: Format) -> logging.Formatter:
     """That of `wanted`."""
-    return JsonLines("%(message)s") if wanted is Format.JSON else logging.Formatter(TEXT)
+    return JsonLines("%(message)s") if wanted is Format.JSON else OneLine(TEXT)

@@ -9,15 +9,20 @@ from vllmd.config import Current
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
+from vllmd.server.accounts import Accounts
+from vllmd.server.admission import only_with_a_key
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
+from vllmd.server.keyring import Keyring
 from vllmd.server.logs import Logs
 from vllmd.server.openai import INFERENCE, OpenAI
-from vllmd.server.origin import only_known_hosts
+from vllmd.server.openapi import Description
+from vllmd.server.origin import only_known_hosts, shield
 from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
+from vllmd.server.unambiguous import unambiguous
 
 
 def build(
@@ -27,21 +32,30 @@ def build(
     calls: Calls,
     relay: Relay,
     reload: Reload,
+    accounts: Accounts,
+    keyring: Keyring | None,
     addresses: tuple[str, ...],
 ) -> web.Application:
     """The application that all doors share."""
-    openai = OpenAI(relay, supervisors, current)
-    prompt = Prompt(relay, current)
-    control = Control(current, supervisors, feed, calls, addresses)
+    openai = OpenAI(relay, supervisors, current, accounts)
+    prompt = Prompt(relay, current, accounts)
+    control = Control(current, supervisors, feed, calls, accounts, addresses)
     logs = Logs(current, supervisors)
     requests = Requests(calls, current)
 
     body_bytes = current.config.limits.body_bytes
     app = web.Application(
-        middlewares=[middleware.request_id, middleware.errors, only_known_hosts(current)], client_max_size=body_bytes
+        middlewares=[
+            middleware.request_id,
+            middleware.errors,
+            unambiguous,
+            only_known_hosts(current),
+            only_with_a_key(keyring, accounts),
+        ],
+        client_max_size=body_bytes,
     )
     app[middleware.BODY_BYTES] = body_bytes
-    app.on_response_prepare.extend((middleware.sign, middleware.part_if(calls)))
+    app.on_response_prepare.extend((middleware.sign, shield, middleware.part_if(calls)))
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
@@ -50,6 +64,7 @@ def build(
             web.get(routes.MODELS + "/{name:.+}", openai.model),
             web.post(routes.PROMPT, prompt.prompt),
             web.post(routes.WORKFLOW_RUNS, prompt.workflow_run),
+            web.get(routes.OPENAPI, Description().serve),
             web.get(routes.HEALTH, control.health),
             web.get(routes.READY, control.ready),
             web.get(routes.STATUS, control.status),

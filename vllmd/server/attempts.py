@@ -15,7 +15,7 @@ from vllmd.engine.feed import Feed
 from vllmd.engine.http import Head
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken, VllmdError
-from vllmd.server import endings
+from vllmd.server import chat, endings
 from vllmd.server.calls import Call
 from vllmd.server.continuation import Resumption, Transcript
 from vllmd.server.doors import Door
@@ -142,6 +142,7 @@ class Attempts:
             return fault
         if self._door.response is not None:
             raise StreamBroken("the engine answered in one piece where a stream was asked for")
+        self._stream.counted = chat.generated_tokens(body)
         await self._door.whole(head.status, head.headers, body)
         return None
 

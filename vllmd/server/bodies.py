@@ -1,17 +1,21 @@
 """JSON in and out: from a client's request to a call, and from a value to a response."""
 
+import asyncio
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any, TypeVar
 
 from aiohttp import web
 
-from vllmd.errors import ModelNotFound, RequestError, VllmdError
+from vllmd.errors import ModelNotFound, RequestError, TooSlow, VllmdError
+from vllmd.limits import Limits
 from vllmd.routes import WAIT_HEADER
 from vllmd.server.access import identify
 from vllmd.server.calls import Call
 from vllmd.settings import nearest
 from vllmd.wire import dumps
+
+T = TypeVar("T", bound=Sized)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
@@ -19,13 +23,51 @@ _PASSED = frozenset({"accept", "user-agent", "traceparent", "tracestate", "anthr
 """The client's headers that the engine gets to see."""
 
 
-async def read_json(request: web.Request) -> object:
-    """The body as JSON, whatever the content type says: curl's `-d` sends a form type.
+BYTES_PER_S = 64 * 1024
+"""So fast a body has to come at least, after the time that any may take."""
+
+
+async def read_body(request: web.Request, limits: Limits) -> bytes:
+    """The whole body, decompressed.
+
+    Raises:
+        TooSlow: it does not come in time. The rest of it is not waited for.
+        web.HTTPRequestEntityTooLarge: it is over `limits.body_bytes`.
+        RequestError: it breaks off, or is not compressed as it says.
+    """
+    try:
+        if request.content.is_eof():  # it came together with its head, as nearly all do
+            return _bounded(request.content.read_nowait(), limits.body_bytes)
+        return await _rest(request, limits)
+    except web.RequestPayloadError:
+        raise RequestError("the body is not as its head says", "see Content-Encoding and Transfer-Encoding") from None
+
+
+async def _rest(request: web.Request, limits: Limits) -> bytes:
+    began_at, body = asyncio.get_running_loop().time(), bytearray()
+    try:
+        async with asyncio.timeout_at(began_at + limits.body_s) as deadline:
+            async for piece in request.content.iter_any():
+                body += piece
+                _bounded(body, limits.body_bytes)
+                deadline.reschedule(began_at + limits.body_s + len(body) / BYTES_PER_S)
+    except TimeoutError:
+        raise TooSlow(f"after {limits.body_s:g} s and more the body is not here", "send it faster") from None
+    return bytes(body)
+
+
+def _bounded(body: T, most: int) -> T:
+    if len(body) > most:
+        raise web.HTTPRequestEntityTooLarge(most, len(body))
+    return body
+
+
+def read_json(body: bytes) -> object:
+    """A body as JSON, whatever the content type says: curl's `-d` sends a form type.
 
     Raises:
         RequestError: it is not JSON.
     """
-    body = await request.read()
     if not body:
         raise RequestError("the body is empty", 'send JSON, such as {"prompt": "…"}')
     try:

@@ -64,10 +64,25 @@ class Call:
     """How far its answer has come, for as long as it is under way."""
 
 
-class Calls:
-    """All calls under way. Leaving them one by one, or cutting them short, is how a daemon drains."""
+class Ledger(Protocol):
+    """Who keeps account of calls."""
 
-    def __init__(self) -> None:
+    def admit(self, call: Call) -> None:
+        """A call begins. Raises VllmdError if it may not."""
+
+    def settle(self, call: Call) -> None:
+        """A call that was admitted is over; its answer can still be asked."""
+
+
+class Calls:
+    """All calls under way. Leaving them one by one, or cutting them short, is how a daemon drains.
+
+    Args:
+        ledger: is told when one begins and ends; None where nobody keeps account.
+    """
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self._ledger = ledger
         self._tasks: dict[Call, asyncio.Task[object]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -79,9 +94,15 @@ class Calls:
 
     @contextmanager
     def under_way(self, call: Call) -> Iterator[None]:
-        """Counts `call` among those under way; it belongs to the current task. Raises what `close` was given."""
+        """Counts `call` among those under way; it belongs to the current task.
+
+        Raises:
+            VllmdError: what `close` was given, or why the ledger does not admit it.
+        """
         if call.model not in self._spared:
             self.refuse_if_closed()
+        if self._ledger is not None:
+            self._ledger.admit(call)
         task = asyncio.current_task()
         assert task is not None, "a call is served by a task"
         self._tasks[call] = task
@@ -90,6 +111,8 @@ class Calls:
             yield
         finally:
             del self._tasks[call]
+            if self._ledger is not None:
+                self._ledger.settle(call)
             call.answer = None  # which knows the call: nobody shall have to wait for the garbage collector
             if not self._tasks:
                 self._idle.set()

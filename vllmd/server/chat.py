@@ -1,6 +1,7 @@
 """What a chat completion of the engine's says, whole or in chunks. Pure; what is none is the engine's error."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,3 +58,17 @@ def _piece(table: Mapping[str, Any], choices: Any, member: str) -> Piece:
         text += (choice.get(member) or {}).get("content") or ""
         reason = choice.get("finish_reason") or reason
     return Piece(text, reason, dict(table.get("usage") or {}))
+
+
+_TOKENS = (b'"completion_tokens":', b'"output_tokens":')
+_NUMBER = re.compile(rb"\s*([0-9]{1,9})\b")
+
+
+def generated_tokens(body: bytes) -> int:
+    """How many tokens an answer in one piece says that it has; 0 if it does not. Text cannot fake it: JSON escapes its
+    quotes."""
+    for name in _TOKENS:
+        at = body.rfind(name)
+        if at >= 0 and (number := _NUMBER.match(body, at + len(name))):
+            return int(number[1])
+    return 0

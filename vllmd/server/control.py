@@ -15,11 +15,13 @@ from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import NotReady, RequestError
 from vllmd.lifecycle import Load, Restart, State, Unload
-from vllmd.server.access import identify, require_administrator
+from vllmd.server.access import administers, identify, require_administrator
+from vllmd.server.accounts import Accounts
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.calls import Calls
 from vllmd.server.doors import require_client
 from vllmd.server.followers import Followers
+from vllmd.server.queries import WAIT
 from vllmd.server.refusals import not_ready
 from vllmd.server.requests import rate_of
 from vllmd.wire import ModelStatus
@@ -37,6 +39,7 @@ class Control:
         supervisors: one for each model.
         feed: what happens to them.
         calls: what they are working on.
+        accounts: what everybody has had.
         addresses: where clients come in.
     """
 
@@ -46,12 +49,14 @@ class Control:
         supervisors: Mapping[str, Supervisor],
         feed: Feed,
         calls: Calls,
+        accounts: Accounts,
         addresses: tuple[str, ...],
     ) -> None:
         self._current = current
         self._supervisors = supervisors
         self._feed = feed
         self._calls = calls
+        self._accounts = accounts
         self._since = time.time()
         self._addresses = addresses
         self._followers = Followers()
@@ -69,7 +74,9 @@ class Control:
         return json_response({"status": "ready", "model": supervisor.name})
 
     async def status(self, request: web.Request) -> web.Response:
-        """Everything at a glance."""
+        """Everything at a glance; of what others have used, only administrators are told."""
+        who = identify(request)
+        sees_all = administers(who, self._current.config.access.admin_group)
         models = tuple(self._status_of(each) for each in self._supervisors.values())
         default = self._supervisors[self._current.config.default_model]
         status = wire.Status(
@@ -79,6 +86,7 @@ class Control:
             since=self._since,
             addresses=self._addresses,
             models=models,
+            usage=tuple(each for each in self._accounts.usage() if sees_all or each.who == who.name),
         )
         return json_response(wire.to_json(status))
 
@@ -108,11 +116,12 @@ class Control:
     async def order(self, request: web.Request) -> web.Response:
         """`POST /api/models/{name}/load`, `/unload`, `/restart`: 202 at once, or the outcome with `?wait=1`."""
         require_administrator(identify(request), self._current.config.access.admin_group)
+        wait = WAIT.read(request)
         self._calls.refuse_if_closed()
         name = choose_model(request.match_info["name"], self._supervisors, self._current.config.default_model)
         supervisor, verb = self._supervisors[name], request.match_info["verb"]
         supervisor.post(_ORDERS[verb]())
-        if request.query.get("wait", "0") == "0":
+        if not wait:
             return json_response({"model": name, "watch": routes.EVENTS}, status=202)
         await self._outcome(supervisor, verb)
         return json_response(wire.to_json(self._status_of(supervisor)))

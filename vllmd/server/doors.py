@@ -22,6 +22,7 @@ from vllmd.errors import EngineSaid, VllmdError
 from vllmd.routes import CONTINUED_HEADER, REPLAYED_HEADER
 from vllmd.server import endings
 from vllmd.server.endings import Fault
+from vllmd.server.middleware import SHIELD
 
 EVENT_STREAM = "text/event-stream"
 STREAM_HEADERS = {"content-type": EVENT_STREAM, "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -40,9 +41,13 @@ CLOSE_S = 10.0
 
 _NOT_PASSED = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
-    | {"server", "date", "content-length", "x-request-id"}
+    | {"server", "date", "content-length", "x-request-id", "set-cookie", "www-authenticate"}
+    | {name.lower() for name in SHIELD if name != "Cache-Control"}
 )
-"""Hop-by-hop headers (RFC 9110, 7.6.1), and those that vllmd writes itself."""
+"""Hop-by-hop headers (RFC 9110, 7.6.1), those that vllmd writes itself, and what only the service itself may set."""
+
+_OF_BROWSERS = "access-control-"
+"""Which pages may read an answer is vllmd's to say, not the engine's."""
 
 
 def require_client(request: web.Request) -> asyncio.Transport:
@@ -244,7 +249,11 @@ def limit_send_buffer(transport: asyncio.Transport) -> None:
 
 def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     """Those of the engine's headers that go to the client."""
-    return {key: value for key, value in headers.items() if key.lower() not in _NOT_PASSED}
+    return {
+        name: value
+        for name, value in headers.items()
+        if name.lower() not in _NOT_PASSED and not name.lower().startswith(_OF_BROWSERS)
+    }
 
 
 class PlainDoor(Door):

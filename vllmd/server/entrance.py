@@ -1,5 +1,5 @@
-"""Clients come in: the application on its sockets, for as many clients as there are descriptors; and the end of that,
-in which nobody who has come in is overlooked.
+"""Clients come in: the application on its sockets, for as many as `clients` finds room for; and the end of that, in
+which nobody who has come in is overlooked.
 
 A socket of systemd's lives on when we stop to listen: who comes then waits in it for the next vllmd. Who was let in
 before must be served, also one whose request is still on its way: a client connects and sends in one breath, and in
@@ -8,25 +8,19 @@ between is the moment in which a daemon that looks idle would hang up on it.
 
 import asyncio
 import logging
-import resource
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
+from vllmd.server.clients import Census, Client
 from vllmd.server.sockets import BACKLOG
-
-log = logging.getLogger(__name__)
 
 AT_ONCE = 16
 """asyncio accepts so many clients before it looks at the first. It calls that the backlog too."""
-
-OWN_FILES = 32
-"""Descriptors that vllmd itself needs: sockets that listen, pipes to engines, files."""
 
 SHUTDOWN_S = 1.0
 """Streams have been drained before; what is still open then is idle."""
@@ -36,17 +30,15 @@ NEWCOMER_S = 1.0
 
 
 @asynccontextmanager
-async def serving(app: web.Application, sockets: Sequence[socket.socket]) -> AsyncIterator["Doors"]:
-    """Serves `app` on `sockets` until the block is left."""
+async def serving(app: web.Application, sockets: Sequence[socket.socket], census: Census) -> AsyncIterator["Doors"]:
+    """Serves `app` on `sockets` until the block is left; `census` bounds and counts the connections."""
     newcomers = Newcomers()
     app.middlewares.insert(0, newcomers.asked)
     # Without handler_cancellation a client that leaves is noticed only at the next write to it.
-    runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S, logger=_logger()
-    )
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     assert runner.server is not None, "it was set up"
-    doors = Doors(_Bounded(runner.server, newcomers), newcomers, sockets)
+    doors = Doors(_Entrance(runner.server, census, newcomers), newcomers, sockets)
     try:
         await doors.open()
         yield doors
@@ -87,49 +79,34 @@ class Newcomers:
                     await self._fewer.wait()
 
 
-class _Bounded:
-    """Makes the protocols of clients: half of all descriptors are theirs, as each may need one more towards its engine.
-
-    Who comes when they are used up is hung up on: an accept(2) that fails would be tried again and again, and engines
-    could be asked no more.
+class _Entrance:
+    """Makes the protocols of clients.
 
     Args:
-        server: makes them, as long as it may.
+        server: aiohttp's, which serves them.
+        census: counts and bounds them.
         newcomers: are told of each.
     """
 
-    def __init__(self, server: web.Server, newcomers: Newcomers) -> None:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = max(1, soft // 2 - OWN_FILES)
+    def __init__(self, server: web.Server, census: Census, newcomers: Newcomers) -> None:
         self._server = server
+        self._census = census
         self._newcomers = newcomers
-        self._is_told = False
+        self._logger = _logger()
 
     @property
     def connected(self) -> list[web.RequestHandler]:
         """All who are there."""
         return self._server.connections
 
-    def __call__(self) -> asyncio.Protocol:
-        count = len(self._server.connections)
-        if count >= self._most and not self._is_told:
-            log.warning("%d clients are connected; more are hung up on, as only so many files may be open", count)
-        self._is_told = count >= self._most or (self._is_told and count > 0.9 * self._most)
-        return self._admit() if count < self._most else _HungUp()
-
-    def _admit(self) -> web.RequestHandler:
-        client = self._server()
+    def __call__(self) -> Client:
+        loop, idle_s = asyncio.get_running_loop(), self._census.limits.head_s
+        client = Client(
+            self._census, self._server, loop=loop, access_log=None, logger=self._logger, keepalive_timeout=idle_s
+        )
         self._newcomers.forget_lost(self._server.connections)
         self._newcomers.add(client)
         return client
-
-
-class _HungUp(asyncio.Protocol):
-    """A client too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Good bye."""
-        cast(asyncio.WriteTransport, transport).abort()
 
 
 class Doors:
@@ -141,7 +118,7 @@ class Doors:
         sockets: one for each door.
     """
 
-    def __init__(self, factory: _Bounded, newcomers: Newcomers, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, factory: _Entrance, newcomers: Newcomers, sockets: Sequence[socket.socket]) -> None:
         self._factory = factory
         self._newcomers = newcomers
         self._sockets = sockets
@@ -194,4 +171,4 @@ def _logger() -> logging.Logger:
 
 def _is_ours(record: logging.LogRecord) -> bool:
     """Whether the log needs a traceback: what is no HTTP is the fault of whoever sent it, and was answered with 400."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    return not (record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, web.RequestPayloadError)))

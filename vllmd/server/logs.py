@@ -1,6 +1,5 @@
 """`/api/logs`: the last lines that a model's engines have printed, and on request the next ones as they come."""
 
-import re
 from collections.abc import Iterable, Mapping
 
 from aiohttp import web
@@ -8,15 +7,13 @@ from aiohttp_sse import sse_response
 
 from vllmd import sse, wire
 from vllmd.config import Current
-from vllmd.engine.lines import KEPT_LINES, Line
+from vllmd.engine.lines import Line
 from vllmd.engine.supervisor import Supervisor
-from vllmd.errors import RequestError
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.doors import limit_send_buffer, require_client
 from vllmd.server.followers import Followers
+from vllmd.server.queries import FOLLOW, LINES, MODEL
 from vllmd.wire import LogLine
-
-_NUMBER = re.compile("[0-9]{1,9}")
 
 
 class Logs:
@@ -40,8 +37,8 @@ class Logs:
             ModelNotFound: no such model.
             RequestError: `lines` or `follow` is no number.
         """
-        name = choose_model(request.query.get("model"), self._supervisors, self._current.config.default_model)
-        count, follow = _number(request, "lines", KEPT_LINES), _number(request, "follow", 0)
+        name = choose_model(request.query.get(MODEL.name), self._supervisors, self._current.config.default_model)
+        count, follow = LINES.read(request), FOLLOW.read(request)
         if follow:
             return await self._follow(request, self._supervisors[name], count)
         lines = [wire.to_json(_told(each)) for each in self._supervisors[name].lines.latest(count)]
@@ -69,10 +66,3 @@ def _events(lines: Iterable[Line]) -> bytes:
 
 def _told(line: Line) -> LogLine:
     return LogLine(line.at, line.text)
-
-
-def _number(request: web.Request, name: str, default: int) -> int:
-    text = request.query.get(name, "")
-    if text and not _NUMBER.fullmatch(text):
-        raise RequestError(f"{name}: expected a number, found {text!r}", param=name)
-    return int(text) if text else default

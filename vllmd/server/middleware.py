@@ -15,6 +15,7 @@ from vllmd.errors import (
     MethodNotAllowed,
     RequestError,
     RouteNotFound,
+    Unauthenticated,
     Unavailable,
     VllmdError,
     outcome_of,
@@ -27,6 +28,17 @@ from vllmd.wire import error_body
 log = logging.getLogger(__name__)
 
 SERVER = f"vllmd/{__version__}"
+SHIELD = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""What a browser is told that shows an answer as if it were a page: a model's words are not to be run, framed or kept.
+A handler that has a page to show sets its own policy."""
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -72,6 +84,8 @@ def error_response(error: VllmdError, cause: web.HTTPException | None = None) ->
     response = json_response(error_body(error), status=outcome_of(error).status)
     if isinstance(error, Unavailable) and error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if cause is not None and "Allow" in cause.headers:
         response.headers["Allow"] = cause.headers["Allow"]
     return response

@@ -9,7 +9,10 @@ from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError
-from vllmd.server.bodies import choose_model, json_response, make_call, read_json
+from vllmd.server import demands
+from vllmd.server.access import Identity, identify
+from vllmd.server.accounts import Accounts
+from vllmd.server.bodies import choose_model, json_response, make_call, read_body, read_json
 from vllmd.server.calls import Call
 from vllmd.server.doors import PlainDoor
 from vllmd.server.relay import Relay
@@ -36,13 +39,17 @@ class OpenAI:
     Args:
         relay: carries the calls.
         supervisors: one for each model.
-        current: names the model for requests that name none.
+        current: the models, and how much one request may ask for.
+        accounts: which priority whose requests have.
     """
 
-    def __init__(self, relay: Relay, supervisors: Mapping[str, Supervisor], current: Current) -> None:
+    def __init__(
+        self, relay: Relay, supervisors: Mapping[str, Supervisor], current: Current, accounts: Accounts
+    ) -> None:
         self._relay = relay
         self._supervisors = supervisors
         self._current = current
+        self._accounts = accounts
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """Relays a request for inference; its bytes pass unchanged."""
@@ -53,16 +60,27 @@ class OpenAI:
 
     async def _call(self, request: web.Request) -> Call:
         """What is asked. The request's JSON is looked at here and not kept."""
-        table = await read_json(request)
+        body = await read_body(request, self._current.config.limits)
+        table, path = read_json(body), route_of(request)
         if not isinstance(table, Mapping):
             raise RequestError("the body is not a JSON object")
+        model = choose_model(table.get("model"), self._supervisors, self._current.config.default_model)
         return make_call(
             request,
-            model=choose_model(table.get("model"), self._supervisors, self._current.config.default_model),
-            path=request.path,
-            body=await request.read(),
-            stream=table.get("stream") is True and request.path in STREAMING,
+            model=model,
+            path=path,
+            body=self._checked(body, table, path, model, identify(request)),
+            stream=table.get("stream") is True and path in STREAMING,
         )
+
+    def _checked(self, body: bytes, table: Mapping[str, Any], path: str, model: str, who: Identity) -> bytes:
+        """What the engine is sent: the client's bytes. Raises RequestError if they ask for too much."""
+        limits = self._current.config.limits
+        demands.check(table, path, limits)
+        is_prioritised = demands.is_prioritised(self._current.config.models[model])
+        priority = self._accounts.of(who).allowed.priority
+        added = demands.additions(table, path, limits, priority, is_prioritised=is_prioritised)
+        return demands.with_additions(body, added)
 
     async def models(self, request: web.Request) -> web.Response:
         """Every configured model, loaded or not, in OpenAI's shape with a `status`."""
@@ -72,6 +90,14 @@ class OpenAI:
         """One model."""
         name = choose_model(request.match_info["name"], self._supervisors, self._current.config.default_model)
         return json_response(_card(self._supervisors[name]))
+
+
+def route_of(request: web.Request) -> str:
+    """The engine's route: the one of `INFERENCE` under which the request was found, however it was spelled."""
+    resource = request.match_info.route.resource
+    assert resource is not None
+    assert resource.canonical in INFERENCE, "nothing else is relayed"
+    return resource.canonical
 
 
 def _card(supervisor: Supervisor) -> dict[str, Any]:

@@ -1,44 +1,71 @@
-"""What browsers may do. A page from anywhere can send requests to 127.0.0.1; these two checks keep it out.
+"""What browsers may do. A page from anywhere can send requests to 127.0.0.1; these checks keep it out.
 
 A page cannot choose the `Host` that its browser sends: one that has rebound its own name to 127.0.0.1 still sends that
-name. And a browser says in `Origin` which page asks: only pages that came through the same door may.
+name. A browser says in `Origin` which page asks, and where it leaves that out, in `Sec-Fetch-Site` that it is that of
+another site: only pages that came through the same door may ask, and those of the origins that the configuration names.
 """
 
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from vllmd.config import Current
 from vllmd.errors import Denied
-from vllmd.server.access import identify
+from vllmd.server.admission import peer_of
+from vllmd.server.middleware import SHIELD
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
+ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
+
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+    "Access-Control-Allow-Headers": "authorization, content-type, last-event-id, x-api-key, x-request-id, x-vllmd-wait",
+    "Access-Control-Max-Age": "600",
+}
+
 
 def only_known_hosts(current: Current) -> Middleware:
-    """The middleware that makes both checks on TCP; a Unix socket is out of a browser's reach.
+    """The middleware that makes the checks on TCP; a Unix socket is out of a browser's reach.
 
     Args:
-        current: has the names beside those of this machine.
+        current: has the names beside those of this machine, and the origins of other pages that may ask.
     """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if identify(request).uid is None:
-            known = LOCAL.union(map(str.lower, current.config.listen.hosts))
-            _check(request.headers.get("Host"), request.headers.get("Origin"), known)
+        if peer_of(request).uid is None:
+            listen = current.config.listen
+            known, others = LOCAL.union(map(str.lower, listen.names)), frozenset(listen.origins)
+            origin = request.headers.get(hdrs.ORIGIN)
+            _check(request.headers.get(hdrs.HOST), origin, known, others)
+            if origin in others:
+                request[ALLOWED_ORIGIN] = origin
+                if request.method == hdrs.METH_OPTIONS:
+                    return web.Response(status=204, headers=_PREFLIGHT)
+            elif origin is None:
+                _check_site(request)
         return await handler(request)
 
     return check
 
 
-def _check(host: str | None, origin: str | None, known: frozenset[str]) -> None:
+def _check(host: str | None, origin: str | None, known: frozenset[str], others: frozenset[str]) -> None:
     """Raises Denied for a foreign Host, and for a page of another origin. What sends no Host is no browser."""
     if host is not None and _name(host) not in known:
         raise Denied(f"the Host {host!r} is not one of this service's", "use localhost, or add it to listen.hosts")
-    if origin is not None and _authority(origin) != (host or "").lower():
-        raise Denied(f"a page of {origin!r} may not use this service", "open the page from this service itself")
+    if origin is not None and origin not in others and _authority(origin) != (host or "").lower():
+        hint = "open the page from this service itself, or add its origin to listen.origins"
+        raise Denied(f"a page of {origin!r} may not use this service", hint)
+
+
+def _check_site(request: web.Request) -> None:
+    """Raises Denied for what a page of another site embeds: an image, a script, a frame. A link may lead here."""
+    site, mode = request.headers.get("Sec-Fetch-Site", ""), request.headers.get("Sec-Fetch-Mode", "")
+    is_followed = mode == "navigate" and request.headers.get("Sec-Fetch-Dest") == "document"
+    if site in ("cross-site", "same-site") and not is_followed:
+        raise Denied("a page of another site may not use this service", "open the page from this service itself")
 
 
 def _authority(origin: str) -> str | None:
@@ -53,3 +80,13 @@ def _name(host: str) -> str | None:
         return urlsplit(f"//{host}").hostname
     except ValueError:
         return None
+
+
+async def shield(request: web.Request, response: web.StreamResponse) -> None:
+    """Tells browsers what they may do with an answer (a signal of aiohttp's, so streams too)."""
+    for name, value in SHIELD.items():
+        response.headers.setdefault(name, value)
+    if origin := request.get(ALLOWED_ORIGIN):
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id, X-Vllmd-Replayed"
+        response.headers["Vary"] = "Origin"

@@ -10,8 +10,10 @@ from aiohttp_sse import EventSourceResponse
 from vllmd import routes, sse, wire
 from vllmd.config import Config, Current
 from vllmd.errors import EngineError, StreamBroken, VllmdError
-from vllmd.server import chat
-from vllmd.server.bodies import choose_model, json_response, make_call, read_json
+from vllmd.server import chat, demands
+from vllmd.server.access import identify
+from vllmd.server.accounts import Accounts
+from vllmd.server.bodies import choose_model, json_response, make_call, read_body, read_json
 from vllmd.server.calls import Call
 from vllmd.server.chat import Piece
 from vllmd.server.doors import Door, passed_on
@@ -24,40 +26,51 @@ class Prompt:
     Args:
         relay: carries the calls.
         current: the models, and what is filled in for what a client leaves out.
+        accounts: which priority whose requests have.
     """
 
-    def __init__(self, relay: Relay, current: Current) -> None:
+    def __init__(self, relay: Relay, current: Current, accounts: Accounts) -> None:
         self._relay = relay
         self._current = current
+        self._accounts = accounts
 
     async def prompt(self, request: web.Request) -> web.StreamResponse:
-        """`POST /api/prompt`."""
+        """A prompt in, text out."""
         return await self._serve(request, wire.read_prompt)
 
     async def workflow_run(self, request: web.Request) -> web.StreamResponse:
-        """`POST /api/workflows/runs`."""
+        """The same in model-compose's envelope."""
         return await self._serve(request, wire.read_workflow_run)
 
     async def _serve(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> web.StreamResponse:
-        asked, config = read(await read_json(request)), self._current.config
-        model = choose_model(asked.model, config.models, config.default_model)
-        body = wire.dumps(chat_body(asked, model, config)).encode()
+        asked = read(read_json(await read_body(request, self._current.config.limits)))
+        model = choose_model(asked.model, self._current.config.models, self._current.config.default_model)
+        table = chat_body(asked, model, self._current.config)
+        demands.check(table, routes.CHAT_COMPLETIONS, self._current.config.limits)
+        table |= self._priority(request, model)
+        body = wire.dumps(table).encode()
         call = make_call(request, model=model, path=routes.CHAT_COMPLETIONS, body=body, stream=asked.stream)
         door = TextDoor(request, call) if asked.stream else JsonDoor(request, call)
         await self._relay.carry(call, door)
         assert door.response is not None, "a call that ends without an error has an answer"
         return door.response
 
+    def _priority(self, request: web.Request, model: str) -> dict[str, int]:
+        if not demands.is_prioritised(self._current.config.models[model]):
+            return {}
+        return {"priority": self._accounts.of(identify(request)).allowed.priority}
+
 
 def chat_body(asked: wire.PromptRequest, model: str, config: Config) -> dict[str, Any]:
     """The chat request that the engine is sent; what the client left out is filled in or stays out."""
-    defaults = config.defaults
+    defaults, most = config.defaults, config.limits.max_tokens
+    longest = min(defaults.max_tokens, most or defaults.max_tokens)
     optional = {"top_p": asked.top_p, "stop": asked.stop, "seed": asked.seed}
     return {
         "model": model,
         "messages": asked.messages(),
         "temperature": defaults.temperature if asked.temperature is None else asked.temperature,
-        "max_tokens": defaults.max_tokens if asked.max_tokens is None else asked.max_tokens,
+        "max_tokens": longest if asked.max_tokens is None else asked.max_tokens,
         "stream": asked.stream,
         **({"stream_options": {"include_usage": True}} if asked.stream else {}),
         **{key: value for key, value in optional.items() if value is not None},

@@ -16,8 +16,9 @@ from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import Unavailable
 from vllmd.lifecycle import State
+from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
-from vllmd.server.refusals import busy, full, not_ready, too_late
+from vllmd.server.refusals import at_its_limit, busy, full, not_ready, too_late
 from vllmd.server.turns import Lane, Ticket, Turns
 
 TICK_S = 1.0
@@ -39,8 +40,7 @@ def places(settings: config.Config) -> dict[str, int]:
 
 def _max_num_seqs(model: config.Model) -> int:
     """That flag in whichever way it is written; 0 if it is no positive number, which is vLLM's to complain about."""
-    spelled = {key.lstrip("-").replace("_", "-"): str(value) for key, value in model.args.items()}
-    value = spelled.get("max-num-seqs", "")
+    value = str(model.flag("max-num-seqs"))
     return int(value) if value.isascii() and value.isdecimal() else 0
 
 
@@ -61,19 +61,23 @@ class Waiting(Ticket):
 class Queue:
     """The calls that wait, and the places that they wait for.
 
-    A place belongs to the model, whichever engine serves it. Nobody waits while one is free and the engine is ready;
-    this is seen to whenever a place becomes free and whenever an engine's state changes.
+    A place belongs to the model, whichever engine serves it. Nobody who may have one waits while it is free and the
+    engine is ready; this is seen to whenever a place becomes free and whenever an engine's state changes.
 
     Args:
         settings: how long calls may wait, and how many of them.
         feed: changes when an engine's state does.
         places: model → how many calls may be in its engine at once.
+        accounts: how many calls of one identity may be in engines, and how many may wait.
     """
 
-    def __init__(self, settings: config.Queue, feed: Feed, places: Mapping[str, int]) -> None:
+    def __init__(
+        self, settings: config.Queue, feed: Feed, places: Mapping[str, int], accounts: Accounts | None = None
+    ) -> None:
         self._settings = settings
         self._feed = feed
-        self._turns: Turns[Waiting] = Turns(places)
+        self._accounts = accounts or Accounts()
+        self._turns: Turns[Waiting] = Turns(places, lambda who: self._accounts.named(who).allowed.running)
         self._supervisors: dict[str, Supervisor] = {}
         self._watching: asyncio.Task[None] | None = None
         self._ranks: dict[Waiting, int] = {}
@@ -99,7 +103,7 @@ class Queue:
         its newest call for the one that comes; where that would be the newcomer's own identity, or one that waits no
         more than it, the newcomer is refused. Calls that had a place before (`call.sent_at`) always get in: they were
         let in once, and are no more than there are places. Whoever must go is told TooMany if it has other calls here
-        and is not the only one who has, and Overloaded else.
+        and is not the only one who has, and Overloaded else. An identity that waits as often as it may is told TooMany.
 
         Args:
             call: the request; it counts as held while it waits, and its `held_s` grows.
@@ -114,12 +118,12 @@ class Queue:
         """
         lane = Lane(call.model, call.path not in BESIDE)
         client = supervisor.client
-        if client is None or not self._turns.take(lane):
+        if client is None or not self._turns.take(lane, call.who):
             client = await self._hold(call, lane, supervisor, tell)
         try:
             yield client
         finally:
-            self._give_back(lane, supervisor)
+            self._give_back(lane, call.who, supervisor)
 
     # ── one call ──
 
@@ -144,7 +148,9 @@ class Queue:
         if supervisor.engine.state in HOPELESS:
             raise not_ready(supervisor)
         if not call.may_wait:
-            raise not_ready(supervisor) if supervisor.client is None else busy(supervisor)
+            raise self._cannot_wait(call, lane, supervisor)
+        if call.sent_at is None:
+            self._refuse_if_many_wait(call.who)
         answer = asyncio.get_running_loop().create_future()
         waiting = Waiting(lane, call.who, call.sent_at is not None, supervisor, answer)
         if self.held < self._settings.limit or (waiting.returning and lane.bounded):
@@ -152,6 +158,21 @@ class Queue:
         else:
             self._make_room_for(waiting)
         return waiting
+
+    def _cannot_wait(self, call: Call, lane: Lane, supervisor: Supervisor) -> Unavailable:
+        if supervisor.client is None:
+            return not_ready(supervisor)
+        if self._turns.may_have(lane, call.who):
+            return busy(supervisor)
+        account = self._accounts.named(call.who)
+        account.refused += 1
+        return at_its_limit(call.who, "running", account.allowed.running)
+
+    def _refuse_if_many_wait(self, who: str) -> None:
+        account = self._accounts.named(who)
+        if account.allowed.held and self._turns.count(who) >= account.allowed.held:
+            account.refused += 1
+            raise at_its_limit(who, "waiting", account.allowed.held)
 
     def _make_room_for(self, newcomer: Waiting) -> None:
         loser = self._turns.to_make_room(newcomer.who)
@@ -175,7 +196,7 @@ class Queue:
         if not waiting.answer.done():
             self._turns.remove(waiting)
         elif not isinstance(waiting.answer.result(), Unavailable):
-            self._give_back(waiting.lane, waiting.supervisor)
+            self._give_back(waiting.lane, waiting.who, waiting.supervisor)
 
     async def _answer(self, waiting: Waiting, call: Call, tell: Tell) -> EngineClient | Unavailable:
         now = asyncio.get_running_loop().time
@@ -195,6 +216,8 @@ class Queue:
     def _sentence(self, waiting: Waiting) -> str:
         if waiting.supervisor.client is None:
             return waiting.supervisor.sentence()
+        if not self._turns.may_have(waiting.lane, waiting.who):
+            return "waiting for another request of yours to end"
         match self._rank(waiting):
             case 0:
                 return "waiting for a place: the next one is yours"
@@ -212,10 +235,14 @@ class Queue:
 
     # ── all of them ──
 
-    def _give_back(self, lane: Lane, supervisor: Supervisor) -> None:
-        self._turns.give_back(lane)
-        if self.held:
-            self._see_to(supervisor)
+    def _give_back(self, lane: Lane, who: str, supervisor: Supervisor) -> None:
+        self._turns.give_back(lane, who)
+        if not self.held:
+            return
+        # Whoever had as many places as it may have can go on with any model.
+        of_all = lane.bounded and self._accounts.named(who).allowed.running
+        for each in list(self._supervisors.values()) if of_all else [supervisor]:
+            self._see_to(each)
 
     def _see_to(self, supervisor: Supervisor) -> None:
         """Lets as many go to the engine as it has places, if it is ready; ends their waiting if it is in vain."""

@@ -52,6 +52,16 @@ def full(supervisor: Supervisor, *, own: int, held: int) -> Unavailable:
     return Overloaded(message, "try again later, or raise queue.limit", after_s)
 
 
+def at_its_limit(who: str, what: str, limit: int) -> Unavailable:
+    """For one that has as many requests as one identity may have.
+
+    Args:
+        what: what they are: `running` or `waiting`.
+    """
+    message = f"{who} has as many requests {what} as it may: {limit}"
+    return TooMany(message, "wait for answers before you ask more", RETRY_AFTER_S)
+
+
 def retry_after_s(supervisor: Supervisor) -> int:
     """When it makes sense to ask again, in seconds: after the load, if it is known how long that will take."""
     left_s = supervisor.status.eta_s

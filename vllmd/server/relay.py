@@ -13,6 +13,7 @@ from vllmd.config import Current
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import VllmdError
+from vllmd.server.accounts import Accounts
 from vllmd.server.attempts import Attempts
 from vllmd.server.bodies import mistake
 from vllmd.server.calls import Call, Calls
@@ -34,14 +35,22 @@ class Relay:
         supervisors: one for each model.
         feed: changes when an engine's state does.
         calls: where calls are counted while they are under way.
+        accounts: what each identity may have under way.
     """
 
-    def __init__(self, current: Current, supervisors: Mapping[str, Supervisor], feed: Feed, calls: Calls) -> None:
+    def __init__(
+        self,
+        current: Current,
+        supervisors: Mapping[str, Supervisor],
+        feed: Feed,
+        calls: Calls,
+        accounts: Accounts | None = None,
+    ) -> None:
         self._current = current
         self._supervisors = supervisors
         self._feed = feed
         self._calls = calls
-        self._queue = Queue(current.config.queue, feed, places(current.config))
+        self._queue = Queue(current.config.queue, feed, places(current.config), accounts)
         self._patience = patience(current.config)
         self._watch = Watch(self._patience.tick_s)
 

@@ -21,6 +21,7 @@ from vllmd.config import Config, Current
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisors import Supervisors
 from vllmd.errors import VllmdError
+from vllmd.limits import Limits
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import json_response
 from vllmd.server.calls import Calls
@@ -41,6 +42,13 @@ class Told(Protocol):
         """It is over."""
 
 
+class Limited(Protocol):
+    """Who keeps the limits of clients (`accounts`, `clients`)."""
+
+    def change(self, limits: Limits) -> None:
+        """Other ones hold from now on."""
+
+
 class Reload:
     """Reads the configuration anew, when a signal or an administrator says so.
 
@@ -50,7 +58,7 @@ class Reload:
         current: what is in force.
         supervisors: the models.
         calls: what they are working on.
-        relay: has to be told of other bounds.
+        relay, limited: have to be told of other bounds.
         told: systemd.
     """
 
@@ -62,6 +70,7 @@ class Reload:
         supervisors: Supervisors,
         calls: Calls,
         relay: Relay,
+        limited: Iterable[Limited],
         told: Told,
     ) -> None:
         self._read = read
@@ -70,6 +79,7 @@ class Reload:
         self._supervisors = supervisors
         self._calls = calls
         self._relay = relay
+        self._limited = tuple(limited)
         self._told = told
         self._wanted: dict[str, Plan] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,6 +132,8 @@ class Reload:
         for plan in plans:
             self._see_to(plan)
         self._relay.reconfigure()
+        for each in self._limited:
+            each.change(config.limits)
 
     def _see_to(self, plan: Plan) -> None:
         supervisor = self._supervisors.get(plan.name)

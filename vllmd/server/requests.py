@@ -9,7 +9,7 @@ from aiohttp import web
 from vllmd import wire
 from vllmd.config import Current
 from vllmd.errors import Cancelled, Denied, RequestNotFound
-from vllmd.server.access import Identity, identify, require_administrator
+from vllmd.server.access import Identity, administers, identify
 from vllmd.server.bodies import json_response
 from vllmd.server.calls import Call, Calls
 
@@ -47,7 +47,7 @@ class Requests:
             raise RequestNotFound(f"no request {wanted!r} is under way", "see:  vllmctl ps")
         found = [call for call in self._of(identity) if call.id == wanted]
         if not found:
-            raise Denied("this request is somebody else's", "administrators may cancel it, over the Unix socket")
+            raise Denied("this request is somebody else's", "administrators may cancel it")
         for call in found:
             log.info("request %s: cancelled by %s", call.id, identity.name)
             message = f"the request was cancelled by {identity.name}"
@@ -58,15 +58,6 @@ class Requests:
         """The calls that somebody may see and end."""
         sees_all = administers(identity, self._current.config.access.admin_group)
         return [call for call in self._calls if sees_all or call.who == identity.name]
-
-
-def administers(identity: Identity, admin_group: str) -> bool:
-    """Whether `require_administrator` lets them through."""
-    try:
-        require_administrator(identity, admin_group)
-    except Denied:
-        return False
-    return True
 
 
 def describe(call: Call) -> wire.RequestStatus:

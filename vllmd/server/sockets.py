@@ -18,18 +18,20 @@ BACKLOG = 1024
 
 
 @contextmanager
-def listening(listen: Listen, environ: Mapping[str, str]) -> Iterator[list[socket.socket]]:
+def listening(listen: Listen, environ: Mapping[str, str], *, has_keys: bool) -> Iterator[list[socket.socket]]:
     """Binds every door for as long as the block lasts; clients can come in once `serving` has begun.
 
     Args:
         listen: where, unless systemd has passed sockets.
         environ: where `LISTEN_FDS` is looked up.
+        has_keys: whether clients that come in by TCP need one.
 
     Raises:
         AddressError: a door cannot be opened; the hint says what to do.
     """
     if from_systemd := list(_passed(environ)):
-        _refuse_networks(from_systemd)
+        if not has_keys:
+            _refuse_networks(from_systemd)
         yield from_systemd
         return
     with ExitStack() as stack:
@@ -48,7 +50,7 @@ def _refuse_networks(sockets: Sequence[socket.socket]) -> None:
         if isinstance(where, TcpAddress) and not where.is_loopback:
             raise AddressError(
                 f"systemd passes {where}, which other machines can reach, and vllmd has no keys to guard it",
-                "write ListenStream=127.0.0.1:PORT in a drop-in of vllmd.socket",
+                "set access.keys, or write ListenStream=127.0.0.1:PORT in a drop-in of vllmd.socket",
             )
 
 

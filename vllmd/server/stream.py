@@ -34,6 +34,7 @@ class Stream:
     Attributes:
         is_done: it came to its normal end.
         is_stalled: it was given up because the engine was silent.
+        counted: about how many tokens came in the attempts that are over.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Stream:
         "_silence",
         "_sleep",
         "_told",
+        "counted",
         "is_done",
         "is_stalled",
         "is_stopping",
@@ -73,7 +75,7 @@ class Stream:
         self._has_passed_the_end = False
         self._client: EngineClient | None = None
         self._passage: Passage | None = None
-        self._seen = self._seen_comments = self._told = 0
+        self._seen = self._seen_comments = self._told = self.counted = 0
 
     async def carry(self, client: EngineClient, exchange: Exchange, seam: Seam | None = None) -> Passage:
         """Takes what the engine sends until it ends; how that was, the passage says.
@@ -96,6 +98,7 @@ class Stream:
             exchange.attach(passage)
             await self._attend(passage)
         finally:
+            self.counted = self.tokens
             self._passage = self._sleep = None
             self._has_passed_the_end = passage.is_done and passage.flows
             passage.close()
@@ -134,8 +137,10 @@ class Stream:
     @property
     def tokens(self) -> int:
         """About how many tokens have come so far, over all attempts."""
-        before = self.transcript.tokens if self.transcript is not None else 0
-        return before + (self._passage.tokens if self._passage else 0)
+        if self._passage is None:
+            return self.counted
+        before = self.counted if self.transcript is None else self.transcript.tokens
+        return max(before + self._passage.tokens, self.counted)
 
     @property
     def replays(self) -> int:

@@ -1,11 +1,12 @@
 """Whose turn it is: the places in the engines, and who waits for one. Decided without a clock and without a loop.
 
 Identities that wait for the same model take turns, however many calls each of them has; its own go in order of arrival,
-those first that an engine had before. So one client with a thousand calls delays another's first one by one place.
+those first that an engine had before. So one client with a thousand calls delays another's first one by one place. An
+identity that has as many places as it may have is passed over.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -68,11 +69,14 @@ class Turns(Generic[T]):
 
     Args:
         places: model → how many calls may be in its engine at once.
+        most: identity → how many places it may have, of all models together; 0 for any number.
     """
 
-    def __init__(self, places: Mapping[str, int]) -> None:
+    def __init__(self, places: Mapping[str, int], most: Callable[[str], int] = lambda who: 0) -> None:
         self._places = dict(places)
+        self._most = most
         self._taken: Counter[Lane] = Counter()
+        self._running: Counter[str] = Counter()
         self._lines: dict[Lane, OrderedDict[str, Line[T]]] = {}
         """Of each lane the identities that wait, the one first whose turn is the next."""
         self._own: dict[str, OrderedDict[T, None]] = {}
@@ -94,29 +98,46 @@ class Turns(Generic[T]):
 
     # ── places ──
 
-    def take(self, lane: Lane) -> bool:
-        """Takes a place for somebody who has not waited; False if none is free, or somebody waits for it."""
-        if self._lines.get(lane) or not self._is_free(lane):
+    def take(self, lane: Lane, who: str) -> bool:
+        """Takes a place for somebody who has not waited; False if none is free, or somebody waits who may have it."""
+        if not self._is_free(lane) or not self.may_have(lane, who) or self._first(lane) is not None:
             return False
-        self._taken[lane] += 1
+        self._give(lane, who)
         return True
 
-    def give_back(self, lane: Lane) -> None:
+    def give_back(self, lane: Lane, who: str) -> None:
         """Frees a place that `take` or `next` gave."""
         assert self._taken[lane] > 0, f"a place of {lane.model} was given back twice"
         self._taken[lane] -= 1
+        if lane.bounded:
+            self._running[who] -= 1
+            if not self._running[who]:
+                del self._running[who]
 
     def next(self, lane: Lane) -> T | None:
         """The ticket whose turn it is: it waits no longer, and has a place. None if none waits, or no place is free."""
-        lines = self._lines.get(lane)
-        if not lines or not self._is_free(lane):
+        if not self._is_free(lane) or (who := self._first(lane)) is None:
             return None
-        who, line = next(iter(lines.items()))
-        ticket = next(iter(line))
+        lines = self._lines[lane]
+        ticket = next(iter(lines[who]))
         lines.move_to_end(who)
         self.remove(ticket)
-        self._taken[lane] += 1
+        self._give(lane, who)
         return ticket
+
+    def may_have(self, lane: Lane, who: str) -> bool:
+        """Whether an identity has fewer places than it may have."""
+        most = self._most(who) if lane.bounded else 0
+        return not most or self._running[who] < most
+
+    def _first(self, lane: Lane) -> str | None:
+        """The identity whose turn it is, of those that may have one more place."""
+        return next((who for who in self._lines.get(lane, ()) if self.may_have(lane, who)), None)
+
+    def _give(self, lane: Lane, who: str) -> None:
+        self._taken[lane] += 1
+        if lane.bounded:
+            self._running[who] += 1
 
     def _is_free(self, lane: Lane) -> bool:
         return not lane.bounded or self._taken[lane] < self._places[lane.model]
