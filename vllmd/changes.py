@@ -5,7 +5,7 @@ When a key applies is said where the key is declared (`settings.option`), and no
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, fields, replace
+from dataclasses import Field, asdict, fields, is_dataclass, replace
 from typing import Any
 
 from vllmd.config import SECTIONS, Config, Model
@@ -79,4 +79,8 @@ def _shown(value: object, secret: bool) -> str:
 
 def _json(value: object) -> str:
     """As it is shown, and by which values of vLLM's arguments are told apart: Python takes 1 and true for the same."""
-    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None else json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -1,5 +1,6 @@
 """What differs between two configurations, and what each difference takes."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from vllmd.changes import compare, in_force
 from vllmd.config import SECTIONS, Config, Model, Paths
 from vllmd.engine.plan import Plan
+from vllmd.limits import Allowance
 from vllmd.settings import Applies
 from vllmd.wire import Change
 
@@ -20,6 +22,8 @@ def other(value: Any) -> Any:
         return not value
     if isinstance(value, int | float):
         return value + 1
+    if isinstance(value, Mapping):
+        return {"uid:1": Allowance(running=1)}
     return f"{value}x" if isinstance(value, str) else ("x",)
 
 
@@ -35,7 +39,7 @@ KEYS = [(section, each.name) for section, cls in SECTIONS.items() for each in fi
 def test_every_key_is_seen_and_either_put_in_force_or_left_to_the_next_vllmd(section: str, key: str) -> None:
     after = changed(section, key)
     (change,) = compare(BEFORE, after)
-    assert change.key == f"{section}.{key}"
+    assert change.key in (f"{section}.{key}", f"{section}.{key}.uid:1")
     allowed = in_force(BEFORE, after)
     assert allowed == (BEFORE if change.applies == Applies.DAEMON else after)
     assert compare(allowed, after) == ((change,) if change.applies == Applies.DAEMON else ())
