@@ -170,7 +170,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             followed = await is_followed(notifier)
             staying = _answering(supervisors) if followed else []
             await drain(calls, doors, current.config.relay.drain_s, signals, staying)
-            await reload.close()
+            reload.close()
             # Who signals once more need not wait for the engines either: leaving the block kills them.
             await unless_hurried(hand_over(supervisors.values(), followed), signals=signals)
     log.info("stopped")

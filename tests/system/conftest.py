@@ -48,6 +48,9 @@ def service(shared_service: Service) -> Service:
     """The service, as it was installed: its sockets listen, it runs on a harmless engine."""
     shared_service.control()
     shared_service.configure()
+    if shared_service.is_changed:
+        shared_service.stop()
+        shared_service.is_changed = False
     shared_service.machine("systemctl", "reset-failed")
     shared_service.machine("systemctl", "start", "vllmd.socket", "vllmd.service")
     return shared_service

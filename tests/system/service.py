@@ -46,6 +46,9 @@ class Service:
 
     Args:
         machine: where.
+
+    Attributes:
+        is_changed: whether it may run on another configuration or under another unit than usual.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -56,6 +59,7 @@ class Service:
         shutil.copy(tests / "fake_vllm.py", there)
         (there / "env/bin/python").symlink_to("/usr/bin/python3")
         (there / "env/bin/vllm").symlink_to(f"{FAKE}/fake_vllm.py")
+        self.is_changed = False
         self.control()
         self.configure()
 
@@ -67,6 +71,7 @@ class Service:
 
     def configure(self, path: str = "/etc/vllmd/vllmd.toml", **sections: Mapping[str, Any]) -> None:
         """Writes the configuration: that of most tests, and `sections` over it."""
+        self.is_changed |= bool(sections)
         usual: dict[str, Mapping[str, Any]] = {
             "environment": {"path": f"{FAKE}/env"},
             "models": {"tiny": model_table()},
@@ -78,6 +83,7 @@ class Service:
     @contextmanager
     def drop_in(self, text: str) -> Iterator[None]:
         """Lines for [Service] over those of the unit, until the end of the block."""
+        self.is_changed = True
         self.machine.write(DROP_IN, f"[Service]\n{text}\n")
         self.machine("systemctl", "daemon-reload")
         try:

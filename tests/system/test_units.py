@@ -66,4 +66,4 @@ def test_each_option_that_is_relaxed_has_its_reason() -> None:
 def test_the_user_s_service_differs_only_where_it_must() -> None:
     theirs, ours = (set(path.read_text().splitlines()) for path in SERVICES)
     different = {line.partition("=")[0] for line in ours - theirs if line and not line.startswith(("#", "["))}
-    assert different <= {"ExecStart", "ExecReload", "After", "WantedBy", "Environment", "RuntimeDirectory"}
+    assert different <= {"ExecStart", "ExecReload", "After", "WantedBy", "Environment"}

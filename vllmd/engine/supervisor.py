@@ -9,10 +9,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from vllmd.about import about
 from vllmd.engine.client import EngineClient
@@ -23,6 +22,7 @@ from vllmd.engine.kept import NOWHERE, Kept, Store
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
+from vllmd.engine.tasks import cancel, start
 from vllmd.engine.telling import Telling
 from vllmd.engine.timers import Timers
 from vllmd.errors import CertainFailure, NotListening
@@ -204,7 +204,7 @@ class Supervisor:
         finally:
             self._timers.clear()
             for task in (self._probing, self._ending, self._living):
-                await _cancel(task)
+                await cancel(task)
 
     def _take(self, event: Event) -> None:
         before = self.engine
@@ -239,11 +239,11 @@ class Supervisor:
             case Terminate():
                 self._living_generation().terminate()
             case Kill(examine):
-                self._ending = _start(_end(self._living_generation(), examine))
+                self._ending = start(_end(self._living_generation(), examine))
             case Probe(after_s):
                 if self._probing:
                     self._probing.cancel()
-                self._probing = _start(self._probe(self._living_client(), after_s, self.engine.epoch))
+                self._probing = start(self._probe(self._living_client(), after_s, self.engine.epoch))
             case SetTimer(timer, seconds, jitter):
                 fired = TimerFired(self.engine.epoch, timer)
                 self._timers.set(timer, seconds * (1 + random.random() * jitter), partial(self.post, fired))
@@ -254,7 +254,7 @@ class Supervisor:
         news = (self._on_progress, self._on_line, self._moved)
         self._generation = Generation(number, self.plan, *news, self._store, kept)
         self._client = EngineClient(self.plan.socket(number))
-        self._living = _start(self._live(self._generation, self._client))
+        self._living = start(self._live(self._generation, self._client))
 
     def _living_generation(self) -> Generation:
         assert self._generation is not None, "effects on an engine come only while one is alive"
@@ -330,21 +330,3 @@ async def _end(generation: Generation, examine: bool) -> None:
             await generation.examine()
     finally:
         generation.kill()
-
-
-def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(_complain)
-    return task
-
-
-def _complain(task: asyncio.Task[None]) -> None:
-    """A task that ends in an unforeseen error must not end in silence."""
-    if not task.cancelled() and (error := task.exception()):
-        log.critical("internal error: %s", error, exc_info=error)
-
-
-async def _cancel(task: asyncio.Task[None] | None) -> None:
-    if task and not task.done():
-        task.cancel()
-        await asyncio.wait([task])

@@ -20,6 +20,7 @@ from vllmd.changes import compare, in_force
 from vllmd.config import Config, Current
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisors import Supervisors
+from vllmd.engine.tasks import start
 from vllmd.errors import VllmdError
 from vllmd.limits import Limits
 from vllmd.server.access import identify, require_administrator
@@ -163,12 +164,12 @@ class Reload:
             await asyncio.wait_for(self._calls.wait_unused(name), self._current.config.relay.drain_s)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
+        task = start(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def close(self) -> None:
-        """Leaves engines as they are."""
+    def close(self) -> None:
+        """Replaces no more engines."""
         for task in self._tasks:
             task.cancel()
 
