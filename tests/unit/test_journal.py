@@ -17,7 +17,7 @@ from waiting import until_sync
 
 from vllmd.about import CURRENT, about
 from vllmd.journal.backlog import Backlog
-from vllmd.journal.lines import Format, formatter
+from vllmd.journal.lines import Format, TextLines, formatter
 from vllmd.journal.protocol import encode, priority_of
 from vllmd.journal.sending import JournalHandler, is_the_journal
 
@@ -187,6 +187,14 @@ def record(**more: object) -> logging.LogRecord:
 
 def test_lines_for_people() -> None:
     assert formatter(Format.TEXT).format(record()).endswith(" INFO tiny: up")
+
+
+def test_what_an_engine_says_in_several_lines_stays_so_and_forges_no_record() -> None:
+    engine = record(msg="fell\n2026-01-01 INFO all is well\x1b[2J", args=(), **about(stream="engine"))
+    first, second = formatter(Format.TEXT).format(engine).split("\n")
+    assert first.endswith("INFO fell")
+    assert second == "    2026-01-01 INFO all is well\\x1b[2J"
+    assert TextLines("%(message)s", indent="").format(engine).split("\n")[1] == second.strip()
 
 
 def test_json_lines() -> None:

@@ -6,7 +6,7 @@ import time
 from enum import StrEnum
 
 from vllmd.about import fields_of
-from vllmd.oneline import OneLine
+from vllmd.oneline import OneLine, escaped
 
 
 class Format(StrEnum):
@@ -33,6 +33,25 @@ class JsonLines(logging.Formatter):
         return json.dumps(told, ensure_ascii=False)
 
 
+class TextLines(OneLine):
+    """For people. What an engine prints in several lines, such as a traceback, stays so.
+
+    Args:
+        form: of a record, as in `logging.Formatter`.
+        indent: before all lines of such a block but its first: where records begin at the margin, none can be forged.
+    """
+
+    def __init__(self, form: str, indent: str = "    ") -> None:
+        super().__init__(form)
+        self._join = f"\n{indent}".join
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The record's lines."""
+        if fields_of(record).get("stream") != "engine":
+            return super().formatMessage(record)
+        return self._join(map(escaped, logging.Formatter.formatMessage(self, record).split("\n")))
+
+
 def formatter(wanted: Format) -> logging.Formatter:
     """That of `wanted`."""
-    return JsonLines("%(message)s") if wanted is Format.JSON else OneLine(TEXT)
+    return JsonLines("%(message)s") if wanted is Format.JSON else TextLines(TEXT)

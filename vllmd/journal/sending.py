@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vllmd.about import fields_of
 from vllmd.journal.backlog import Backlog
+from vllmd.journal.lines import TextLines
 from vllmd.journal.protocol import encode, priority_of
 
 JOURNAL = Path("/run/systemd/journal/socket")
@@ -45,6 +46,7 @@ class JournalHandler(logging.Handler):
 
     def __init__(self, path: Path = JOURNAL, backlog: Backlog | None = None) -> None:
         super().__init__()
+        self.setFormatter(TextLines("%(message)s", indent=""))  # records are entries there, whatever their lines
         self._path = path
         self._backlog = backlog if backlog is not None else Backlog()
         self._change = threading.Condition()
