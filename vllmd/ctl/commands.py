@@ -47,7 +47,6 @@ ELSEWHERE = {
     "ls": "models",
     "start": "load",
     "stop": "unload",
-    "reload": "restart",
     "kill": "cancel",
     "rm": "cancel",
     "log": "logs",
