@@ -46,9 +46,9 @@ def tell():
     path.with_suffix(".new").write_text(str(len(asyncio.all_tasks())))
     path.with_suffix(".new").rename(path)
 
-async def counting(config, serve=daemon.serve):
+async def counting(*arguments, serve=daemon.serve):
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell)
-    await serve(config)
+    await serve(*arguments)
 
 daemon.serve = counting
 daemon.main()
