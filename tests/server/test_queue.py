@@ -171,14 +171,14 @@ async def test_waiting_for_a_place_ends_after_wait_s(start: Start) -> None:
 
 
 async def test_all_waits_of_a_replayed_request_together_end_after_wait_s(start: Start) -> None:
-    """Each engine takes 0.4 s to start, and dies of its first request."""
-    daemon = start(queue={"wait_s": 1}, replay={"limit": 50}, supervision={"restart_limit": 60})
-    daemon.control(ready_after_s=0.4, fault="cut", fault_exit="SIGKILL", fault_request=2)
+    """Each engine takes 1.5 s to start, and dies of its first request."""
+    daemon = start(queue={"wait_s": 4}, replay={"limit": 50}, supervision={"restart_limit": 60})
+    daemon.control(ready_after_s=1.5, fault="cut", fault_exit="SIGKILL", fault_request=2)
     os.kill(daemon.engine_pid, signal.SIGKILL)
     await until(lambda: daemon.model().state != "ready", "the crash to be seen")
     answer = await daemon.unix.ask(CHAT, hello())
     assert (answer.status, answer.error["code"]) == (503, "not_ready")
-    assert "waited 1 s for tiny" in answer.error["message"]
+    assert "waited 4 s for tiny" in answer.error["message"]
     assert 1 <= len(daemon.requests()) <= 3
 
 
