@@ -88,6 +88,19 @@ def test_what_takes_a_new_vllmd_is_named_and_stays_named() -> None:
         assert "but only after:  systemctl restart vllmd" in daemon.log
 
 
+async def test_with_more_places_for_each_identity_who_waited_for_one_goes_at_once() -> None:
+    with started(knobs={"tokens": 1000, "tokens_per_s": 20}, limits={"running": 1}) as daemon:
+        first = await daemon.unix.open(CHAT, STREAM)
+        await until(lambda: daemon.model().running == 1, "one to run")
+        second = await daemon.unix.open(CHAT, STREAM)
+        await until(lambda: daemon.model().held == 1, "one to wait for it")
+        daemon.configure({}, {"limits": {"running": 2}})
+        assert keys(reload(daemon)) == ["limits.running"]
+        await until(lambda: (daemon.model().running, daemon.model().held) == (2, 0), "both to run")
+        for each in (first, second):
+            await each.leave()
+
+
 async def test_an_engine_that_is_to_be_another_is_replaced_when_its_requests_have_ended() -> None:
     with started(knobs={"tokens": 60, "tokens_per_s": 20}) as daemon:
         engine = daemon.engine_pid

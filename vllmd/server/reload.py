@@ -19,6 +19,7 @@ from vllmd import wire
 from vllmd.changes import compare, in_force
 from vllmd.config import Config, Current
 from vllmd.engine.plan import Plan
+from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
 from vllmd.engine.tasks import start
 from vllmd.errors import VllmdError
@@ -129,12 +130,12 @@ class Reload:
         for supervisor in self._supervisors.values():
             supervisor.policy = config.supervision
         for name in self._supervisors.keys() - config.models.keys():
-            self._start(self._remove(name))
+            self._start(self._remove(self._supervisors.take_out(name)))
         for plan in plans:
             self._see_to(plan)
-        self._relay.reconfigure()
         for each in self._limited:
             each.change(config.limits)
+        self._relay.reconfigure()  # lets go whoever may have a place now, by the new limits
 
     def _see_to(self, plan: Plan) -> None:
         supervisor = self._supervisors.get(plan.name)
@@ -154,9 +155,8 @@ class Reload:
             await self._unused(name)
             await supervisor.renew(self._wanted.pop(name))
 
-    async def _remove(self, name: str) -> None:
-        supervisor = self._supervisors.take_out(name)
-        await self._unused(name)
+    async def _remove(self, supervisor: Supervisor) -> None:
+        await self._unused(supervisor.name)
         await self._supervisors.end(supervisor)
 
     async def _unused(self, name: str) -> None:
