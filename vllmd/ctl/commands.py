@@ -47,7 +47,6 @@ ELSEWHERE = {
     "ls": "models",
     "start": "load",
     "stop": "unload",
-    "reload": "restart",
     "kill": "cancel",
     "rm": "cancel",
     "log": "logs",
@@ -57,7 +56,7 @@ ELSEWHERE = {
 }
 """What other programs call what a verb, or an option, does here."""
 
-DAEMON_S = ("start", "stop", "restart", "reload", "enable", "disable", "serve")
+DAEMON_S = ("start", "stop", "restart", "enable", "disable", "serve")
 """Words of systemctl's, which starts and stops the daemon."""
 
 MEANINGS = {
