@@ -151,6 +151,29 @@ def test_models_come_and_go_and_the_others_stay() -> None:
         assert daemon.engine_pid == engine
 
 
+async def test_a_model_that_comes_back_waits_for_its_engine_that_is_going() -> None:
+    with started(knobs={"tokens": 60, "tokens_per_s": 20}) as daemon:
+        tiny = {**daemon.tiny(), "default": True}
+        without, both = {"models": {"tiny": tiny}}, {"models": {"tiny": tiny, "more": daemon.tiny()}}
+        daemon.configure({}, both)
+        reload(daemon)
+        await until(lambda: daemon.model("more").state == "ready", "the model")
+        engine = daemon.model("more").pid
+        assert engine
+        running = await daemon.unix.open(CHAT, {**STREAM, "model": "more"})
+        await running.until(b"tok1")
+        for models in (without, both):
+            daemon.configure({}, models)
+            assert keys(reload(daemon)) == ["models.more"]
+        assert alive(engine)
+        await running.end()
+        await running.leave()
+        assert running.whole
+        await until(lambda: daemon.model("more").state == "ready", "the model again")
+        assert not alive(engine)
+        assert daemon.model("more").restarts == 0
+
+
 def test_an_unloaded_model_stays_unloaded_and_a_failed_one_is_tried_again() -> None:
     with started() as daemon:
         assert daemon.order("unload", wait=True)[0] == 200

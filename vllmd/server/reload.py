@@ -83,7 +83,7 @@ class Reload:
         self._relay = relay
         self._limited = tuple(limited)
         self._told = told
-        self._wanted: dict[str, Plan] = {}
+        self._wanted: dict[Supervisor, Plan] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ── the handlers ──
@@ -141,19 +141,20 @@ class Reload:
         supervisor = self._supervisors.get(plan.name)
         if supervisor is None:
             self._supervisors.add(plan)
-        elif plan.name in self._wanted:
-            self._wanted[plan.name] = plan  # its engine is about to be replaced anyway
+        elif supervisor in self._wanted:
+            self._wanted[supervisor] = plan  # its engine is about to be replaced anyway
         elif supervisor.plan.digest == plan.digest:
             supervisor.plan = plan
         else:
-            self._wanted[plan.name] = plan
-            self._start(self._renew(plan.name))
+            self._wanted[supervisor] = plan
+            self._start(self._renew(supervisor))
 
-    async def _renew(self, name: str) -> None:
-        supervisor = self._supervisors[name]
+    async def _renew(self, supervisor: Supervisor) -> None:
         with supervisor.holding():
-            await self._unused(name)
-            await supervisor.renew(self._wanted.pop(name))
+            await self._unused(supervisor.name)
+            plan = self._wanted.pop(supervisor)
+            if self._supervisors.get(supervisor.name) is supervisor:  # and was not taken out meanwhile
+                await supervisor.renew(plan)
 
     async def _remove(self, supervisor: Supervisor) -> None:
         await self._unused(supervisor.name)
