@@ -82,7 +82,7 @@ class EnvironmentSettings:
     requirement: str = option(
         "vllm==0.33.0", "the pinned requirement of the engine's own virtual environment", applies=Applies.ENGINE
     )
-    python: str = option("", "interpreter to build it with; empty: the one that runs vllmd")
+    python: str = option("", "interpreter to build it with; empty: the one that runs vllmd", applies=Applies.ENGINE)
     path: str = option(
         "", "use the vLLM in this virtual environment as it is, and install nothing", applies=Applies.ENGINE
     )

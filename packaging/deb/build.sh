@@ -20,7 +20,7 @@ done
 }
 
 deb=build/vllmd_${version}_$(dpkg --print-architecture).deb
-inputs="packaging vllmd etc systemd README.md ARCHITECTURE.md CHANGELOG.md"
+inputs="packaging vllmd etc systemd README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md"
 # shellcheck disable=SC2086
 if [ -e "$deb" ] && [ -z "$(find $inputs -name __pycache__ -prune -o -newer "$deb" -print -quit)" ]; then
     echo "$deb"

@@ -91,12 +91,16 @@ watchdog is fed from the event loop, and the sockets of `vllmd.socket` are taken
 
 _SIGNALS = {
     "SIGTERM, SIGINT": "No more requests are taken. Running streams get `relay.drain_s` seconds to finish, then every "
-    "engine is stopped in order. A second signal ends the patience, with the streams and with the engines.",
+    "engine is stopped in order, unless systemd restarts the service: then the next vllmd adopts the engines. A second "
+    "signal ends the patience, with the streams and with the engines.",
+    "SIGHUP": "The configuration is read anew, as by `vllmctl reload`; what comes of it stands in the log.",
 }
 
 _FILES = {
     "/etc/vllmd/vllmd.toml": "The configuration, see `vllmd.toml`(5).",
     "/etc/vllmd/keys": "API keys, where `access.keys` names it; `vllmctl key` writes it.",
+    "/etc/credstore/vllmd.api-keys": 'The same as a credential of the unit\'s: `access.keys` is "api-keys" then.',
+    "/etc/credstore/vllmd.hub-token": "The token for the hub of models, if it asks for one.",
     "/run/vllmd/vllmd.sock": "The Unix socket. A user's own daemon has $XDG_RUNTIME_DIR/vllmd/vllmd.sock.",
     "/var/lib/vllmd": "The engines' virtual environments, and what is known of failures (incidents).",
     "/var/cache/vllmd": "Caches of vLLM, Triton, Inductor and Hugging Face.",

@@ -88,6 +88,19 @@ def test_what_takes_a_new_vllmd_is_named_and_stays_named() -> None:
         assert "but only after:  systemctl restart vllmd" in daemon.log
 
 
+async def test_with_more_places_for_each_identity_who_waited_for_one_goes_at_once() -> None:
+    with started(knobs={"tokens": 1000, "tokens_per_s": 20}, limits={"running": 1}) as daemon:
+        first = await daemon.unix.open(CHAT, STREAM)
+        await until(lambda: daemon.model().running == 1, "one to run")
+        second = await daemon.unix.open(CHAT, STREAM)
+        await until(lambda: daemon.model().held == 1, "one to wait for it")
+        daemon.configure({}, {"limits": {"running": 2}})
+        assert keys(reload(daemon)) == ["limits.running"]
+        await until(lambda: (daemon.model().running, daemon.model().held) == (2, 0), "both to run")
+        for each in (first, second):
+            await each.leave()
+
+
 async def test_an_engine_that_is_to_be_another_is_replaced_when_its_requests_have_ended() -> None:
     with started(knobs={"tokens": 60, "tokens_per_s": 20}) as daemon:
         engine = daemon.engine_pid
@@ -136,6 +149,29 @@ def test_models_come_and_go_and_the_others_stay() -> None:
         assert [each.name for each in daemon.status().models] == ["tiny"]
         assert daemon.fetch(PROMPT, "POST", {"prompt": "x", "model": "more"})[0] == 404
         assert daemon.engine_pid == engine
+
+
+async def test_a_model_that_comes_back_waits_for_its_engine_that_is_going() -> None:
+    with started(knobs={"tokens": 60, "tokens_per_s": 20}) as daemon:
+        tiny = {**daemon.tiny(), "default": True}
+        without, both = {"models": {"tiny": tiny}}, {"models": {"tiny": tiny, "more": daemon.tiny()}}
+        daemon.configure({}, both)
+        reload(daemon)
+        await until(lambda: daemon.model("more").state == "ready", "the model")
+        engine = daemon.model("more").pid
+        assert engine
+        running = await daemon.unix.open(CHAT, {**STREAM, "model": "more"})
+        await running.until(b"tok1")
+        for models in (without, both):
+            daemon.configure({}, models)
+            assert keys(reload(daemon)) == ["models.more"]
+        assert alive(engine)
+        await running.end()
+        await running.leave()
+        assert running.whole
+        await until(lambda: daemon.model("more").state == "ready", "the model again")
+        assert not alive(engine)
+        assert daemon.model("more").restarts == 0
 
 
 def test_an_unloaded_model_stays_unloaded_and_a_failed_one_is_tried_again() -> None:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd import keys
+from vllmd.config import locate, parse
 from vllmd.errors import ConfigError
 from vllmd.keys import Key, Scope
-from vllmd.server.keyring import Keyring, open_keyring
+from vllmd.server.keyring import CREDENTIAL_S_FILE, UNIT_S_CREDENTIAL, Keyring, open_keyring
 
 
 def test_a_key_is_what_it_was_made_as() -> None:
@@ -149,6 +150,16 @@ def test_without_a_file_there_is_no_keyring_and_a_wrong_one_is_told_at_the_start
     with pytest.raises(ConfigError, match="no credential 'keys'") as caught:
         open_keyring("keys", {})
     assert "LoadCredential=keys:" in caught.value.hint
+
+
+@pytest.mark.parametrize("environ", [{}, {"CREDENTIALS_DIRECTORY": "/nonexistent"}])
+def test_the_unit_s_own_credential_is_told_with_its_file(environ: dict[str, str]) -> None:
+    unit = (Path(__file__).parents[2] / "systemd/vllmd.service").read_text()
+    assert f"LoadCredential={UNIT_S_CREDENTIAL}:{Path(CREDENTIAL_S_FILE).name}\n" in unit
+    config = locate(parse({"access": {"keys": UNIT_S_CREDENTIAL}}), environ, uid=1)
+    with pytest.raises(ConfigError, match="no credential 'api-keys'") as caught:
+        open_keyring(config.access.keys, environ)
+    assert CREDENTIAL_S_FILE in caught.value.hint
 
 
 def test_a_credential_s_rights_are_systemd_s(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from types import TracebackType
 
 import pytest
@@ -64,6 +65,14 @@ def test_secrets_are_known_by_their_names(name: str) -> None:
 @pytest.mark.parametrize("name", PLAIN)
 def test_what_is_none_goes_to_short_commands(name: str) -> None:
     assert without_secrets({name: "x"}) == {name: "x"}
+
+
+def test_a_secret_in_a_file_is_one_and_its_place_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "hub-token"
+    assert secrets_in({"HF_TOKEN_PATH": str(file), "CREDENTIALS_DIRECTORY": str(tmp_path)}) == (), "nothing is there"
+    file.write_text("hf_0123456789\n")
+    secrets = secrets_in({"HF_TOKEN_PATH": str(file)})
+    assert redacted(f"hf_0123456789 from {file}", secrets) == f"*** from {file}"
 
 
 def test_the_longest_is_struck_out_first() -> None:

@@ -56,7 +56,7 @@ ELSEWHERE = {
 }
 """What other programs call what a verb, or an option, does here."""
 
-DAEMON_S = ("start", "stop", "restart", "reload", "enable", "disable", "serve")
+DAEMON_S = ("start", "stop", "restart", "enable", "disable", "serve")
 """Words of systemctl's, which starts and stops the daemon."""
 
 MEANINGS = {

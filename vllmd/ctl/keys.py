@@ -40,7 +40,8 @@ def key(invocation: Invocation, action: str, name: str | None, scope: str, file:
     """Make, list and revoke API keys.
 
     A new key is printed once; the file keeps only its digest. The daemon sees a change of the file with the next
-    request. A new file of root's is given to the user vllmd, if there is one.
+    request, one of a credential's file with its next start. A new file of root's is given to the user vllmd, if there
+    is one.
     """
     if (name is None) is not (action == "list"):
         raise click.UsageError("`new` and `revoke` take a NAME, `list` takes none", click.get_current_context())

@@ -59,7 +59,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """The same for engines of which one can take the other's place: all that `command` makes a difference of."""
-        vllm = self.environment.path or self.environment.requirement
+        vllm = self.environment.path or [self.environment.requirement, self.environment.python]
         return key_of(vllm, self.name, self.model.model, dict(self.model.args), dict(self.model.env), self.paths.cache)
 
     def directory(self, number: int) -> Path:

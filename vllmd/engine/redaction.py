@@ -2,13 +2,21 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 _SECRET = re.compile(r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
 _INSTALLER_S = re.compile(r"(?:UV|PIP)_")
 """Who downloads packages may need a password for that."""
 
+_PLACE = re.compile(r"_(?:PATH|FILE|DIR|DIRECTORY)$", re.IGNORECASE)
+"""Not the secret itself, but where it lies: HF_TOKEN_PATH, by which vllmd.service passes the hub's token."""
+
 LEAST_CHARACTERS = 8
 """A shorter value is no secret, and stands in many lines by chance."""
+
+MOST_CHARACTERS = 64 * 1024
+"""So much of a file is looked at."""
 
 STARS = "***"
 
@@ -19,9 +27,17 @@ def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def secrets_in(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The secrets themselves, the longest first: one may be part of another."""
-    found = {value for name, value in environ.items() if _SECRET.search(name) and len(value) >= LEAST_CHARACTERS}
-    return tuple(sorted(found, key=len, reverse=True))
+    """The secrets themselves, and what is in files that are named; the longest first: one may be part of another."""
+    found = {_secret(name, value) for name, value in environ.items() if _SECRET.search(name)}
+    return tuple(sorted((each for each in found if len(each) >= LEAST_CHARACTERS), key=len, reverse=True))
+
+
+def _secret(name: str, value: str) -> str:
+    if not _PLACE.search(name):
+        return value
+    with suppress(OSError, ValueError), open(Path(value).expanduser(), encoding="utf-8") as file:
+        return file.read(MOST_CHARACTERS).strip()
+    return ""  # not there, as often; a directory; no text
 
 
 def redacted(line: str, secrets: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ class Supervisors(Mapping[str, Supervisor]):
     def __init__(self, make: Callable[[Plan], Supervisor], plans: Iterable[Plan]) -> None:
         self._make = make
         self._all = {plan.name: make(plan) for plan in plans}
+        self._leaving: set[Supervisor] = set()
         self._tasks: dict[Supervisor, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -51,20 +52,30 @@ class Supervisors(Mapping[str, Supervisor]):
                     task.cancel()
 
     def add(self, plan: Plan) -> None:
-        """A model that is new; it is loaded."""
+        """A model that is new; it is loaded, as soon as nothing is alive of an earlier one of its name."""
         assert self._group is not None, "models come while all of them run"
         supervisor = self._all[plan.name] = self._make(plan)
         self._start(self._group, supervisor)
-        supervisor.post(Load())
+        self._load(plan.name)
 
     def take_out(self, name: str) -> Supervisor:
         """A model that is served no more: nobody finds it from now on. `end` it when its last call is over."""
-        return self._all.pop(name)
+        supervisor = self._all.pop(name)
+        self._leaving.add(supervisor)
+        return supervisor
 
     async def end(self, supervisor: Supervisor) -> None:
         """Ends the engine of a supervisor that was taken out, and it."""
         await supervisor.close()
         self._tasks.pop(supervisor).cancel()
+        self._leaving.discard(supervisor)
+        if supervisor.name in self._all:
+            self._load(supervisor.name)
+
+    def _load(self, name: str) -> None:
+        # Two engines of one name would live in the same directories, where the second one clears away the first.
+        if all(each.name != name for each in self._leaving):
+            self._all[name].post(Load())
 
     def _start(self, group: asyncio.TaskGroup, supervisor: Supervisor) -> None:
         # In a context of its own: what it logs is not about the request that may have brought it.

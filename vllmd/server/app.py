@@ -43,18 +43,7 @@ def build(
     logs = Logs(current, supervisors)
     requests = Requests(calls, current)
 
-    body_bytes = current.config.limits.body_bytes
-    app = web.Application(
-        middlewares=[
-            middleware.request_id,
-            middleware.errors,
-            unambiguous,
-            only_known_hosts(current),
-            only_with_a_key(keyring, accounts),
-        ],
-        client_max_size=body_bytes,
-    )
-    app[middleware.BODY_BYTES] = body_bytes
+    app = _guarded(current, keyring, accounts)
     app.on_response_prepare.extend((middleware.sign, shield, middleware.part_if(calls)))
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
@@ -77,4 +66,21 @@ def build(
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]
     )
+    return app
+
+
+def _guarded(current: Current, keyring: Keyring | None, accounts: Accounts) -> web.Application:
+    """An application without routes, and what stands around those, from outside in."""
+    body_bytes = current.config.limits.body_bytes
+    app = web.Application(
+        middlewares=[
+            middleware.request_id,
+            middleware.errors,
+            unambiguous,
+            only_known_hosts(current),
+            only_with_a_key(keyring, accounts),
+        ],
+        client_max_size=body_bytes,
+    )
+    app[middleware.BODY_BYTES] = body_bytes
     return app

@@ -11,6 +11,9 @@ from vllmd.keys import Key
 
 log = logging.getLogger(__name__)
 
+UNIT_S_CREDENTIAL, CREDENTIAL_S_FILE = "api-keys", "/etc/credstore/vllmd.api-keys"
+"""What the shipped vllmd.service passes, and from where."""
+
 _Stamp = tuple[int, int, int]
 
 
@@ -70,14 +73,23 @@ def open_keyring(path: str, environ: Mapping[str, str]) -> Keyring | None:
     """
     if not path:
         return None
-    if "/" not in path:
-        missing = f"access.keys: systemd has passed no credential {path!r}"
-        raise ConfigError([missing], f"write LoadCredential={path}:FILE in a drop-in of vllmd.service, or a path here")
     directory = environ.get("CREDENTIALS_DIRECTORY")
-    keyring = Keyring(Path(path), is_credential=bool(directory) and Path(path).parent == Path(directory or "/"))
+    is_credential = bool(directory) and Path(path).parent == Path(directory or "/")
+    if "/" not in path or (is_credential and not os.path.exists(path)):
+        raise _not_passed(Path(path).name)
+    keyring = Keyring(Path(path), is_credential=is_credential)
     if not keyring.reload():
         log.warning("%s holds no key: nobody gets in by TCP.  vllmctl key new NAME", path)
     return keyring
+
+
+def _not_passed(name: str) -> ConfigError:
+    """A credential is missing. systemd starts a service without one whose file is not there (systemd.exec(5))."""
+    if name == UNIT_S_CREDENTIAL:
+        hint = f"make its file:  vllmctl key new NAME --file {CREDENTIAL_S_FILE}"
+    else:
+        hint = f"write LoadCredential={name}:FILE in a drop-in of vllmd.service, or a path here"
+    return ConfigError([f"access.keys: systemd has passed no credential {name!r}"], hint)
 
 
 def _stamp_of(path: Path) -> _Stamp | None:

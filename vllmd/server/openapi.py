@@ -39,6 +39,7 @@ _TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 _ERROR = wire.error_body(VllmdError(""))["error"]
 _EVENTS = "text/event-stream"
 _JSON = "application/json"
+_CHANGES = _object(changes={"type": "array", "items": _ref("Change")})
 
 BODIES: Mapping[str, Schema] = {
     routes.PROMPT: _ref("PromptRequest"),
@@ -61,6 +62,8 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     routes.LOGS: {_JSON: _object(model=_TEXT, lines={"type": "array", "items": _ref("LogLine")}), _EVENTS: {}},
     routes.REQUESTS: {_JSON: _object(requests={"type": "array", "items": _ref("RequestStatus")})},
     f"{routes.REQUESTS}/{{id}}": {_JSON: _object(id=_TEXT, cancelled={"type": "integer"})},
+    routes.PLAN: {_JSON: _CHANGES},
+    routes.RELOAD: {_JSON: _CHANGES},
     ORDER: {_JSON: {"type": "object"}},
     routes.MODELS: {_JSON: _object(object=_TEXT, data={"type": "array", "items": _ref("Card")})},
     f"{routes.MODELS}/{{name}}": {_JSON: _ref("Card")},
@@ -81,6 +84,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "Status": schema_of(wire.Status, is_strict=False),
     "LogLine": schema_of(wire.LogLine, is_strict=False),
     "RequestStatus": schema_of(wire.RequestStatus, is_strict=False),
+    "Change": schema_of(wire.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},
     "Answer": _object(
         text=_TEXT,

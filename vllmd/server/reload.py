@@ -19,6 +19,7 @@ from vllmd import wire
 from vllmd.changes import compare, in_force
 from vllmd.config import Config, Current
 from vllmd.engine.plan import Plan
+from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
 from vllmd.engine.tasks import start
 from vllmd.errors import VllmdError
@@ -82,7 +83,7 @@ class Reload:
         self._relay = relay
         self._limited = tuple(limited)
         self._told = told
-        self._wanted: dict[str, Plan] = {}
+        self._wanted: dict[Supervisor, Plan] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ── the handlers ──
@@ -129,34 +130,34 @@ class Reload:
         for supervisor in self._supervisors.values():
             supervisor.policy = config.supervision
         for name in self._supervisors.keys() - config.models.keys():
-            self._start(self._remove(name))
+            self._start(self._remove(self._supervisors.take_out(name)))
         for plan in plans:
             self._see_to(plan)
-        self._relay.reconfigure()
         for each in self._limited:
             each.change(config.limits)
+        self._relay.reconfigure()  # lets go whoever may have a place now, by the new limits
 
     def _see_to(self, plan: Plan) -> None:
         supervisor = self._supervisors.get(plan.name)
         if supervisor is None:
             self._supervisors.add(plan)
-        elif plan.name in self._wanted:
-            self._wanted[plan.name] = plan  # its engine is about to be replaced anyway
+        elif supervisor in self._wanted:
+            self._wanted[supervisor] = plan  # its engine is about to be replaced anyway
         elif supervisor.plan.digest == plan.digest:
             supervisor.plan = plan
         else:
-            self._wanted[plan.name] = plan
-            self._start(self._renew(plan.name))
+            self._wanted[supervisor] = plan
+            self._start(self._renew(supervisor))
 
-    async def _renew(self, name: str) -> None:
-        supervisor = self._supervisors[name]
+    async def _renew(self, supervisor: Supervisor) -> None:
         with supervisor.holding():
-            await self._unused(name)
-            await supervisor.renew(self._wanted.pop(name))
+            await self._unused(supervisor.name)
+            plan = self._wanted.pop(supervisor)
+            if self._supervisors.get(supervisor.name) is supervisor:  # and was not taken out meanwhile
+                await supervisor.renew(plan)
 
-    async def _remove(self, name: str) -> None:
-        supervisor = self._supervisors.take_out(name)
-        await self._unused(name)
+    async def _remove(self, supervisor: Supervisor) -> None:
+        await self._unused(supervisor.name)
         await self._supervisors.end(supervisor)
 
     async def _unused(self, name: str) -> None:
