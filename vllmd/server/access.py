@@ -12,6 +12,7 @@ import pwd
 import socket
 import struct
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 from aiohttp import web
 
@@ -46,12 +47,20 @@ class Identity:
 IDENTITY = web.RequestKey("identity", Identity)
 
 
+class Known(Protocol):
+    """A connection that knows who is at its other end (`clients.Client`)."""
+
+    peer: Identity
+
+
+def peer_of(request: web.Request) -> Identity:
+    """Who is at the other end of the connection."""
+    return cast(Known, request.protocol).peer
+
+
 def identify(request: web.Request) -> Identity:
     """Who sent `request`, as `admission` has found out; before that, only who is at the other end."""
-    known = request.get(IDENTITY)
-    if known is None and request.transport is not None:
-        return at_the_end_of(request.transport)
-    return known or Identity("unknown")
+    return request.get(IDENTITY) or peer_of(request)
 
 
 def of_key(key: Key) -> Identity:

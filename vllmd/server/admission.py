@@ -1,15 +1,12 @@
 """Who may come in at all: by TCP, whoever has a key, if there are keys. The Unix socket has the file's rights."""
 
-from typing import cast
-
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from vllmd import routes
 from vllmd.errors import Unauthenticated
-from vllmd.server.access import IDENTITY, Identity, of_key
+from vllmd.server.access import IDENTITY, Identity, of_key, peer_of
 from vllmd.server.accounts import Accounts
-from vllmd.server.clients import Client
 from vllmd.server.keyring import Keyring
 
 OPEN = frozenset({routes.HEALTH, routes.READY})
@@ -37,11 +34,6 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts) -> Middleware:
         return await handler(request)
 
     return admit
-
-
-def peer_of(request: web.Request) -> Identity:
-    """Who is at the other end of the connection."""
-    return cast(Client, request.protocol).peer
 
 
 def _with_key(request: web.Request, keyring: Keyring) -> Identity:

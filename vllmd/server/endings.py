@@ -19,7 +19,8 @@ from vllmd.errors import StreamBroken, VllmdError
 from vllmd.wire import dumps, error_body
 
 _SUSPICIOUS = re.compile(rb'"error"|"abort"|\[DONE\]|message_(?:delta|stop)|response\.(?:completed|incomplete|failed)')
-_PERHAPS_ABORTED = re.compile(rb'"abort"|"cancelled"|"stop_reason": ?null')
+_PERHAPS_ABORTED = re.compile(rb'"abort"|"cancelled"|"type": ?"message"')
+"""In a whole answer. That of `/v1/messages` is always parsed: a `stop_reason` of null stands in every chat's, too."""
 _LAST_EVENTS = ("message_stop", "response.completed", "response.incomplete", "response.failed")
 _HTTP_ERROR = re.compile("[45][0-9][0-9]")
 _ABORTED = "the engine was stopped before the answer was complete"

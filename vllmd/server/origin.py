@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from vllmd.config import Current
 from vllmd.errors import Denied
-from vllmd.server.admission import peer_of
+from vllmd.server.access import peer_of
 from vllmd.server.middleware import SHIELD
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
