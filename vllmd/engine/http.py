@@ -6,6 +6,7 @@ No I/O: bytes go in as they come, cut anywhere.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from vllmd.engine.body import CRLF, FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
 
@@ -95,7 +96,7 @@ class Head:
     status: int
     headers: Headers
 
-    @property
+    @cached_property
     def is_stream(self) -> bool:
         """Whether the body is server-sent events."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream"

@@ -5,12 +5,13 @@ name. A browser says in `Origin` which page asks, and where it leaves that out, 
 another site: only pages that came through the same door may ask, and those of the origins that the configuration names.
 """
 
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from vllmd.config import Current
+from vllmd.config import Current, Listen
 from vllmd.errors import Denied
 from vllmd.server.access import peer_of
 from vllmd.server.middleware import SHIELD
@@ -36,8 +37,7 @@ def only_known_hosts(current: Current) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if peer_of(request).uid is None:
-            listen = current.config.listen
-            known, others = LOCAL.union(map(str.lower, listen.names)), frozenset(listen.origins)
+            known, others = _admitted(current.config.listen)
             origin = request.headers.get(hdrs.ORIGIN)
             _check(request.headers.get(hdrs.HOST), origin, known, others)
             if origin in others:
@@ -49,6 +49,12 @@ def only_known_hosts(current: Current) -> Middleware:
         return await handler(request)
 
     return check
+
+
+@lru_cache(maxsize=1)
+def _admitted(listen: Listen) -> tuple[frozenset[str], frozenset[str]]:
+    """The names under which clients may come in, and the origins of pages that may ask."""
+    return LOCAL.union(map(str.lower, listen.names)), frozenset(listen.origins)
 
 
 def _check(host: str | None, origin: str | None, known: frozenset[str], others: frozenset[str]) -> None:
