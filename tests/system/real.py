@@ -16,14 +16,17 @@ from vllmd.engine.environment import ensure
 
 STARTS_WITHIN_S = 900.0
 
+_ENGINE_S = re.compile("^ {4}| tiny: ")
+
 
 class RealDaemon(Daemon):
-    """A daemon whose engine prints tracebacks of its own."""
+    """A daemon whose engine prints tracebacks of its own: set in, where they are not the first line of an entry."""
 
     @property
     def log(self) -> str:
-        lines = super().log.splitlines()
-        return "\n".join(line for line in lines if not (" INFO tiny: " in line and UGLY.search(line)))
+        return "\n".join(
+            line for line in super().log.splitlines() if not (UGLY.search(line) and _ENGINE_S.search(line))
+        )
 
 
 @contextmanager
