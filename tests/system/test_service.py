@@ -20,7 +20,7 @@ def test_it_is_active_only_after_a_token(service: Service) -> None:
 
 def test_systemctl_status_says_how_far_the_start_is(service: Service) -> None:
     service.stop()
-    service.control(ready_after_s=6)
+    service.control(ready_after_s=12)
     service.begin()
     until_sync(lambda: "loading weights" in service.show("StatusText"), "the weights to be loaded")
     assert service.show("ActiveState") == "activating"
