@@ -81,6 +81,7 @@ def _authority(origin: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=64)
 def _name(host: str) -> str | None:
     try:
         return urlsplit(f"//{host}").hostname
@@ -92,7 +93,7 @@ async def shield(request: web.Request, response: web.StreamResponse) -> None:
     """Tells browsers what they may do with an answer (a signal of aiohttp's, so streams too)."""
     for name, value in SHIELD.items():
         response.headers.setdefault(name, value)
-    if origin := request.get(ALLOWED_ORIGIN):
+    if hdrs.ORIGIN in request.headers and (origin := request.get(ALLOWED_ORIGIN)):
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id, X-Vllmd-Replayed"
         response.headers["Vary"] = "Origin"
