@@ -67,7 +67,7 @@ class OpenAI:
         """What is asked. The request's JSON is looked at here and not kept."""
         body = await read_body(request, self._current.config.limits)
         table = read_json(body)
-        if not isinstance(table, Mapping):
+        if not isinstance(table, dict):
             raise RequestError("the body is not a JSON object")
         model = choose_model(table.get("model"), self._supervisors, self._current.config.default_model)
         return make_call(
