@@ -1,18 +1,21 @@
 """The route table and the order of the middleware: everything that is served, on one screen."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from aiohttp import web
 
 from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.feed import Feed
+from vllmd.engine.incidents import archive_in
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
 from vllmd.server.admission import only_with_a_key
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
+from vllmd.server.incidents import Incidents
 from vllmd.server.keyring import Keyring
 from vllmd.server.logs import Logs
 from vllmd.server.openai import INFERENCE, OpenAI
@@ -42,6 +45,7 @@ def build(
     control = Control(current, supervisors, feed, calls, accounts, addresses)
     logs = Logs(current, supervisors)
     requests = Requests(calls, current)
+    incidents = Incidents(current, supervisors.keys(), archive_in(Path(current.config.paths.state)))
 
     app = _guarded(current, keyring, accounts)
     app.on_response_prepare.extend((middleware.sign, shield, middleware.part_if(calls)))
@@ -59,6 +63,8 @@ def build(
             web.get(routes.STATUS, control.status),
             web.get(routes.EVENTS, control.events),
             web.get(routes.LOGS, logs.lines),
+            web.get(routes.INCIDENTS, incidents.list),
+            web.get(routes.INCIDENTS + "/{id:.+}", incidents.whole),
             web.get(routes.REQUESTS, requests.list),
             web.get(routes.PLAN, reload.plan),
             web.post(routes.RELOAD, reload.reload),
