@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,11 @@ class Model:
         """What `args` says of a flag, in whichever way it is written; None if nothing."""
         return next((value for key, value in self.args.items() if key.lstrip("-").replace("_", "-") == name), None)
 
+    @cached_property
+    def is_prioritised(self) -> bool:
+        """Whether its engine's scheduler minds priorities."""
+        return self.flag("scheduling-policy") == "priority"
+
 
 BUILT_IN_MODELS = {
     "qwen2-7b-instruct": Model("Qwen/Qwen2-7B-Instruct", default=True, args={"max-model-len": 2048}),
@@ -192,7 +198,7 @@ class Config:
     log: Log = Log()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
 
-    @property
+    @cached_property
     def default_model(self) -> str:
         """The name of the model that serves requests which name none."""
         return next(name for name, model in self.models.items() if model.default)

@@ -52,7 +52,7 @@ def build(
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
-            *(web.post(path, openai.infer) for path in INFERENCE),
+            *(web.post(path, openai.infer(path)) for path in INFERENCE),
             web.get(routes.MODELS, openai.models),
             web.get(routes.MODELS + "/{name:.+}", openai.model),
             web.post(routes.PROMPT, prompt.prompt),

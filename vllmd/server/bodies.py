@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Collection, Mapping, Sized
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -87,7 +87,7 @@ def mistake(request_id: str) -> VllmdError:
     return VllmdError("vllmd made a mistake", f"its log says more about request {request_id}")
 
 
-def choose_model(wanted: object, known: Iterable[str], default: str) -> str:
+def choose_model(wanted: object, known: Collection[str], default: str) -> str:
     """The configured model that a request means; None and an empty name mean the default.
 
     Raises:
@@ -98,8 +98,8 @@ def choose_model(wanted: object, known: Iterable[str], default: str) -> str:
         return default
     if not isinstance(wanted, str):
         raise RequestError(f"model: expected a string, found {wanted!r}", param="model")
-    names = list(known)
-    if wanted not in names:
+    if wanted not in known:
+        names = list(known)
         listed = ", ".join(names)
         raise ModelNotFound(f"no model {wanted!r} here{nearest(wanted, names)}", f"known are: {listed}", "model")
     return wanted
@@ -107,18 +107,19 @@ def choose_model(wanted: object, known: Iterable[str], default: str) -> str:
 
 def make_call(request: web.Request, *, model: str, path: str, body: bytes, stream: bool) -> Call:
     """The call that `request` makes for; the body is what the engine will be sent."""
+    request_id = request[REQUEST_ID]
     return Call(
-        id=request[REQUEST_ID],
+        id=request_id,
         who=identify(request).name,
         model=model,
         path=path,
         body=body,
-        headers=_engine_headers(request),
+        headers=_engine_headers(request, request_id),
         stream=stream,
         may_wait=request.headers.get(WAIT_HEADER, "1").strip() != "0",
     )
 
 
-def _engine_headers(request: web.Request) -> Mapping[str, str]:
+def _engine_headers(request: web.Request, request_id: str) -> Mapping[str, str]:
     passed: dict[str, Any] = {key: value for key, value in request.headers.items() if key.lower() in _PASSED}
-    return {**passed, "Content-Type": "application/json", "X-Request-Id": request[REQUEST_ID]}
+    return {**passed, "Content-Type": "application/json", "X-Request-Id": request_id}

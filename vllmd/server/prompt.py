@@ -56,7 +56,7 @@ class Prompt:
         return door.response
 
     def _priority(self, request: web.Request, model: str) -> dict[str, int]:
-        if not demands.is_prioritised(self._current.config.models[model]):
+        if not self._current.config.models[model].is_prioritised:
             return {}
         return {"priority": self._accounts.of(identify(request)).allowed.priority}
 
