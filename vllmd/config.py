@@ -121,6 +121,7 @@ class Relay:
     stall_s: float = option(300.0, "seconds of silence after which an engine's stream counts as broken", minimum=0.05)
     send_stall_s: float = option(300.0, "seconds after which a client that reads nothing is cut off", minimum=0.05)
     drain_s: float = option(30.0, "seconds that running streams get to finish when vllmd stops", minimum=0)
+    trace: bool = option(False, "whether a request without a traceparent gets one (W3C Trace Context) for its engine")
 
 
 @dataclass(frozen=True)

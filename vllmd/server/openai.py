@@ -76,6 +76,7 @@ class OpenAI:
             path=path,
             body=self._checked(body, table, path, model, identify(request)),
             stream=table.get("stream") is True and path in STREAMING,
+            begins_traces=self._current.config.relay.trace,
         )
 
     def _checked(self, body: bytes, table: Mapping[str, Any], path: str, model: str, who: Identity) -> bytes:
