@@ -60,6 +60,7 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     routes.STATUS: {_JSON: _ref("Status")},
     routes.EVENTS: {_EVENTS: {}},
     routes.LOGS: {_JSON: _object(model=_TEXT, lines={"type": "array", "items": _ref("LogLine")}), _EVENTS: {}},
+    routes.METRICS: {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
     routes.REQUESTS: {_JSON: _object(requests={"type": "array", "items": _ref("RequestStatus")})},
     f"{routes.REQUESTS}/{{id}}": {_JSON: _object(id=_TEXT, cancelled={"type": "integer"})},
     routes.PLAN: {_JSON: _CHANGES},
