@@ -1,4 +1,4 @@
-"""`make papers`: writes manual pages, completions and the dashboard, out of the code. Tests see that they are current."""
+"""`make papers`: writes manual pages, completions and the dashboard, out of the code. Tests see that all is current."""
 
 import sys
 from pathlib import Path

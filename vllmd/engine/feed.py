@@ -6,7 +6,7 @@ nothing and delays nobody; it may only find that entries it had not read are gon
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vllmd.incident import Incident
@@ -33,9 +33,11 @@ class Feed:
 
     Args:
         keep: how many entries are kept for readers who come late.
+        on_change: is told of every change of a model, and must not miss one.
     """
 
-    def __init__(self, keep: int = 1024) -> None:
+    def __init__(self, keep: int = 1024, on_change: Callable[[ModelStatus], None] = lambda status: None) -> None:
+        self._on_change = on_change
         self._entries: deque[Entry] = deque(maxlen=keep)
         self._more = asyncio.Event()
         self.last = 0
@@ -43,6 +45,7 @@ class Feed:
 
     def publish(self, status: ModelStatus, news: Continued | Incident | None = None) -> None:
         """Adds an entry and wakes everyone who waits."""
+        self._on_change(status)
         self.last += 1
         self._entries.append(Entry(self.last, status, news))
         self._more.set()

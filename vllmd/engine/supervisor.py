@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -80,6 +81,8 @@ class Supervisor:
         self.plan = plan
         self.engine = Engine()
         self.lines = Lines()
+        self.probes: Counter[str] = Counter()
+        """How many health checks there were, by their result."""
         self.policy = policy
         self._holds = 0
         self._feed = feed
@@ -142,6 +145,12 @@ class Supervisor:
     def is_stopping(self) -> bool:
         """Whether the engine was told to end: what it still answers may be cut short."""
         return self.engine.state is State.STOPPING
+
+    @property
+    def ends_by_order(self) -> bool:
+        """Whether somebody has unloaded the model, or wants a fresh engine: this one did not fail."""
+        state, after_stop = self.engine.state, self.engine.after_stop
+        return state is State.STOPPED or (self.is_stopping and after_stop in (State.STOPPED, State.STARTING))
 
     @property
     def _about(self) -> dict[str, object]:
@@ -207,6 +216,8 @@ class Supervisor:
                 await cancel(task)
 
     def _take(self, event: Event) -> None:
+        if isinstance(event, ProbeOk | ProbeFailed):
+            self.probes[_result_of(event)] += 1
         before = self.engine
         self.engine, effects = step(before, event, self.policy)
         if self.engine.state is not before.state:
@@ -324,6 +335,15 @@ class Supervisor:
 
     def _publish(self) -> None:
         self._feed.publish(self.status)
+
+
+PROBE_RESULTS = ("ok", "failed", "not_listening")
+
+
+def _result_of(event: ProbeOk | ProbeFailed) -> str:
+    if isinstance(event, ProbeOk):
+        return "ok"
+    return "failed" if event.listens else "not_listening"
 
 
 async def _end(generation: Generation, examine: bool) -> None:

@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler
 from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.supervisor import Supervisor
-from vllmd.errors import RequestError
+from vllmd.errors import RequestError, VllmdError
 from vllmd.server import demands
 from vllmd.server.access import Identity, identify
 from vllmd.server.accounts import Accounts
@@ -56,7 +56,11 @@ class OpenAI:
         """The handler that relays requests for inference to the engine's route `path`; their bytes pass unchanged."""
 
         async def relay(request: web.Request) -> web.StreamResponse:
-            call, door = await self._call(request, path), PlainDoor(request)
+            try:
+                call, door = await self._call(request, path), PlainDoor(request)
+            except (VllmdError, web.HTTPException) as error:
+                self._relay.note_refusal(request, error)
+                raise
             await self._relay.carry(call, door)
             assert door.response is not None, "a call that ends without an error has an answer"
             return door.response
