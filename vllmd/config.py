@@ -121,6 +121,7 @@ class Relay:
     stall_s: float = option(300.0, "seconds of silence after which an engine's stream counts as broken", minimum=0.05)
     send_stall_s: float = option(300.0, "seconds after which a client that reads nothing is cut off", minimum=0.05)
     drain_s: float = option(30.0, "seconds that running streams get to finish when vllmd stops", minimum=0)
+    trace: bool = option(False, "whether a request without a traceparent gets one (W3C Trace Context) for its engine")
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,20 @@ class Log:
     format: str = option(
         "text", "how lines on stderr look: text, or json; the journal gets fields instead", applies=Applies.DAEMON
     )
+    requests: bool = option(True, "a line for each request for inference that has ended, without what was said")
+    prompts: bool = option(False, "what is asked, too: whoever may read the log then reads what people ask")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Numbers for Prometheus, at /metrics."""
+
+    access: str = option(
+        "clients",
+        "who gets them: clients (whoever may ask anything), administrators, open (all, by TCP without a key), or off",
+        applies=Applies.DAEMON,
+    )
+    identities: bool = option(False, "whether requests are told by who asked to others than administrators, too")
 
 
 @dataclass(frozen=True)
@@ -196,6 +211,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     access: Access = Access()
     log: Log = Log()
+    metrics: Metrics = Metrics()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
 
     @cached_property
@@ -212,6 +228,7 @@ class Current:
 
 
 LOG_FORMATS = ("text", "json")
+METRICS_ACCESS = ("clients", "administrators", "open", "off")
 
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 """As browsers write it: in lower case, without a path."""
@@ -234,6 +251,7 @@ SECTIONS: dict[str, type[Any]] = {
     "limits": Limits,
     "access": Access,
     "log": Log,
+    "metrics": Metrics,
 }
 
 
@@ -271,6 +289,9 @@ def parse(table: Mapping[str, Any]) -> Config:
     problems += _check_listen(config.listen, has_keys=bool(config.access.keys))
     if config.log.format not in LOG_FORMATS:
         problems.append(Problem("log.format", f"expected text or json, found {config.log.format!r}"))
+    if config.metrics.access not in METRICS_ACCESS:
+        expected = ", ".join(METRICS_ACCESS)
+        problems.append(Problem("metrics.access", f"expected one of {expected}, found {config.metrics.access!r}"))
     if problems:
         raise ConfigError([str(problem) for problem in problems])
     return config

@@ -39,6 +39,7 @@ from vllmd.server.keyring import open_keyring
 from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.sockets import addresses_of, listening
+from vllmd.server.tallies import Tallies
 
 T = TypeVar("T")
 
@@ -147,7 +148,8 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         ConfigError: the file of the keys cannot be used.
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
-    current, feed, accounts = Current(config), Feed(), Accounts(config.limits)
+    current, tallies, accounts = Current(config), Tallies(), Accounts(config.limits)
+    feed = Feed(on_change=tallies.lives.note)
     keyring, census, calls = open_keyring(config.access.keys, os.environ), Census(config.limits), Calls(accounts)
     with (
         Notifier() as notifier,
@@ -156,13 +158,14 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         _signals() as signals,
     ):
         supervisors = _supervisors(current, feed, notifier)
-        relay = Relay(current, supervisors, feed, calls, accounts)
+        relay = Relay(current, supervisors, feed, calls, accounts, tallies.requests.add, tallies.lag.observe)
         reload = Reload(read, _plans, current, supervisors, calls, relay, (accounts, census), notifier)
-        app = build(current, supervisors, feed, calls, relay, reload, accounts, keyring, addresses_of(sockets))
+        addresses = addresses_of(sockets)
+        app = build(current, supervisors, feed, calls, relay, reload, accounts, keyring, addresses, tallies)
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
         async with _running(supervisors, current, feed, notifier), serving(app, sockets, census) as doors:
-            log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
+            log.info("vllmd %s listens on %s", __version__, ", ".join(addresses))
             await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
             notifier.stopping()

@@ -1,8 +1,9 @@
-"""`make papers`: writes the manual pages and the completions, out of the code. A test sees that they are current."""
+"""`make papers`: writes manual pages, completions and the dashboard, out of the code. Tests see that all is current."""
 
 import sys
 from pathlib import Path
 
+import dashboard
 import pages
 
 from vllmd.ctl.completion import script
@@ -20,6 +21,7 @@ def contents() -> dict[Path, str]:
         completions / "vllmctl.bash": script("bash"),
         completions / "_vllmctl": script("zsh"),
         completions / "vllmctl.fish": script("fish"),
+        PACKAGING / "grafana" / "vllmd.json": dashboard.dashboard(),
     }
 
 

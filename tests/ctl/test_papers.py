@@ -36,7 +36,7 @@ def test_what_is_checked_in_is_current(path: Path) -> None:
 
 
 def test_nothing_else_is_checked_in() -> None:
-    found = {each for folder in ("man", "completions") for each in (papers.PACKAGING / folder).iterdir()}
+    found = {each for folder in ("man", "completions", "grafana") for each in (papers.PACKAGING / folder).iterdir()}
     assert found == set(CONTENTS)
 
 

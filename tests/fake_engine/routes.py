@@ -22,6 +22,9 @@ METRICS = {
     "kv_cache_usage_perc": ("gauge", "KV-cache usage. 1 means 100 percent usage."),
     "prompt_tokens_total": ("counter", "Number of prefill tokens processed."),
     "generation_tokens_total": ("counter", "Number of generation tokens processed."),
+    "prefix_cache_queries_total": ("counter", "Prefix cache queries, in terms of number of queried tokens."),
+    "prefix_cache_hits_total": ("counter", "Prefix cache hits, in terms of number of cached tokens."),
+    "num_preemptions_total": ("counter", "Cumulative number of preemption from the engine."),
 }
 
 
@@ -74,6 +77,9 @@ def _metrics(flags: Flags, generator: Generator) -> Answer:
         min(1.0, generator.running / 256),
         generator.prompt_total,
         generator.generation_total,
+        generator.prompt_total,  # each of them asked for, none found
+        0,
+        0,
     )
     lines = []
     for (name, (kind, text)), value in zip(METRICS.items(), values, strict=True):

@@ -82,6 +82,8 @@ LIBRARIES = {
 LIBRARIES_OF_MODULES = {
     "vllmd.config": ({"tomli"}, "TOML 1.1, which the standard library does not read"),
     "vllmd.notify": ({"sdnotify"}, "systemd's protocol"),
+    "vllmd.server.page": ({"prometheus_client"}, "what Prometheus reads; loaded by who asks for it only"),
+    "vllmd.server.exposition": ({"prometheus_client"}, "what Prometheus reads; loaded by who asks for it only"),
     "vllmd.engine.gpu": ({"pynvml"}, "the GPU's driver, where somebody has installed the way to ask it"),
 }
 

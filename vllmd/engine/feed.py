@@ -6,9 +6,10 @@ nothing and delays nobody; it may only find that entries it had not read are gon
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vllmd.incident import Incident
 from vllmd.wire import Continued, ModelStatus
 
 
@@ -19,12 +20,12 @@ class Entry:
     Args:
         number: 1 for the first since the daemon began.
         status: the model afterwards.
-        continued: the answer that another engine goes on with; None for a change of state or phase.
+        news: an answer that another engine goes on with, or an incident; None for a change of state or phase.
     """
 
     number: int
     status: ModelStatus
-    continued: Continued | None = None
+    news: Continued | Incident | None = None
 
 
 class Feed:
@@ -32,18 +33,21 @@ class Feed:
 
     Args:
         keep: how many entries are kept for readers who come late.
+        on_change: is told of every change of a model, and must not miss one.
     """
 
-    def __init__(self, keep: int = 1024) -> None:
+    def __init__(self, keep: int = 1024, on_change: Callable[[ModelStatus], None] = lambda status: None) -> None:
+        self._on_change = on_change
         self._entries: deque[Entry] = deque(maxlen=keep)
         self._more = asyncio.Event()
         self.last = 0
         """The number of the newest entry; 0 before the first."""
 
-    def publish(self, status: ModelStatus, continued: Continued | None = None) -> None:
+    def publish(self, status: ModelStatus, news: Continued | Incident | None = None) -> None:
         """Adds an entry and wakes everyone who waits."""
+        self._on_change(status)
         self.last += 1
-        self._entries.append(Entry(self.last, status, continued))
+        self._entries.append(Entry(self.last, status, news))
         self._more.set()
         self._more = asyncio.Event()
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from vllmd.about import about
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.generation import Generation
-from vllmd.engine.incidents import Incidents
+from vllmd.engine.incidents import archive_in
 from vllmd.engine.kept import NOWHERE, Kept, Store
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
@@ -80,6 +81,8 @@ class Supervisor:
         self.plan = plan
         self.engine = Engine()
         self.lines = Lines()
+        self.probes: Counter[str] = Counter()
+        """How many health checks there were, by their result."""
         self.policy = policy
         self._holds = 0
         self._feed = feed
@@ -94,7 +97,7 @@ class Supervisor:
         self._probing: asyncio.Task[None] | None = None
         self._living: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._incidents = Incidents(plan.state / "incidents")
+        self._archive = archive_in(plan.state)
         self._progressed_at = 0.0
         self._since = time.time()
 
@@ -142,6 +145,12 @@ class Supervisor:
     def is_stopping(self) -> bool:
         """Whether the engine was told to end: what it still answers may be cut short."""
         return self.engine.state is State.STOPPING
+
+    @property
+    def ends_by_order(self) -> bool:
+        """Whether somebody has unloaded the model, or wants a fresh engine: this one did not fail."""
+        state, after_stop = self.engine.state, self.engine.after_stop
+        return state is State.STOPPED or (self.is_stopping and after_stop in (State.STOPPED, State.STARTING))
 
     @property
     def _about(self) -> dict[str, object]:
@@ -207,6 +216,8 @@ class Supervisor:
                 await cancel(task)
 
     def _take(self, event: Event) -> None:
+        if isinstance(event, ProbeOk | ProbeFailed):
+            self.probes[_result_of(event)] += 1
         before = self.engine
         self.engine, effects = step(before, event, self.policy)
         if self.engine.state is not before.state:
@@ -284,8 +295,10 @@ class Supervisor:
             if self.engine.after_stop not in (State.BACKOFF, State.FAILED) or self.engine.verdict is None:
                 return
             verdict = self.engine.verdict
-        if path := self._incidents.write(generation.incident(self.name, verdict)):
+        if incident := self._archive.write(generation.report(verdict)):
+            path = self._archive.path(incident.id)
             log.info("%s: what is known of its end: %s", self.name, path, extra=self._about)
+            self._feed.publish(self.status, incident)
 
     async def _probe(self, client: EngineClient, after_s: float, epoch: int) -> None:
         await due(client, after_s)
@@ -322,6 +335,15 @@ class Supervisor:
 
     def _publish(self) -> None:
         self._feed.publish(self.status)
+
+
+PROBE_RESULTS = ("ok", "failed", "not_listening")
+
+
+def _result_of(event: ProbeOk | ProbeFailed) -> str:
+    if isinstance(event, ProbeOk):
+        return "ok"
+    return "failed" if event.listens else "not_listening"
 
 
 async def _end(generation: Generation, examine: bool) -> None:

@@ -15,18 +15,19 @@ OPEN = frozenset({routes.HEALTH, routes.READY})
 _HINT = "send it as  Authorization: Bearer KEY"
 
 
-def only_with_a_key(keyring: Keyring | None, accounts: Accounts) -> Middleware:
+def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: frozenset[str] = OPEN) -> Middleware:
     """The middleware that finds out who asks.
 
     Args:
         keyring: the keys; None where TCP asks for none, which is then this machine's alone.
         accounts: one is opened for whoever is let in.
+        open_to_all: the paths that anybody may ask for.
     """
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         who = peer_of(request)
-        if request.path not in OPEN:
+        if request.path not in open_to_all:
             if keyring is not None and who.uid is None:
                 who = _with_key(request, keyring)
             accounts.of(who)

@@ -1,20 +1,24 @@
 """The route table and the order of the middleware: everything that is served, on one screen."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from aiohttp import web
 
 from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.feed import Feed
+from vllmd.engine.incidents import archive_in
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
-from vllmd.server.admission import only_with_a_key
+from vllmd.server.admission import OPEN, only_with_a_key
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
+from vllmd.server.incidents import Incidents
 from vllmd.server.keyring import Keyring
 from vllmd.server.logs import Logs
+from vllmd.server.metrics import Metrics
 from vllmd.server.openai import INFERENCE, OpenAI
 from vllmd.server.openapi import Description
 from vllmd.server.origin import only_known_hosts, shield
@@ -22,6 +26,7 @@ from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
+from vllmd.server.tallies import Tallies
 from vllmd.server.unambiguous import unambiguous
 
 
@@ -35,6 +40,7 @@ def build(
     accounts: Accounts,
     keyring: Keyring | None,
     addresses: tuple[str, ...],
+    tallies: Tallies,
 ) -> web.Application:
     """The application that all doors share."""
     openai = OpenAI(relay, supervisors, current, accounts)
@@ -42,6 +48,7 @@ def build(
     control = Control(current, supervisors, feed, calls, accounts, addresses)
     logs = Logs(current, supervisors)
     requests = Requests(calls, current)
+    incidents = Incidents(current, supervisors.keys(), archive_in(Path(current.config.paths.state)))
 
     app = _guarded(current, keyring, accounts)
     app.on_response_prepare.extend((middleware.sign, shield, middleware.part_if(calls)))
@@ -59,9 +66,12 @@ def build(
             web.get(routes.STATUS, control.status),
             web.get(routes.EVENTS, control.events),
             web.get(routes.LOGS, logs.lines),
+            web.get(routes.METRICS, Metrics(current, supervisors, calls, tallies).page),
             web.get(routes.REQUESTS, requests.list),
             web.get(routes.PLAN, reload.plan),
             web.post(routes.RELOAD, reload.reload),
+            web.get(routes.INCIDENTS, incidents.list),
+            web.get(routes.INCIDENTS + "/{id:.+}", incidents.whole),
             web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]
@@ -72,13 +82,14 @@ def build(
 def _guarded(current: Current, keyring: Keyring | None, accounts: Accounts) -> web.Application:
     """An application without routes, and what stands around those, from outside in."""
     body_bytes = current.config.limits.body_bytes
+    open_to_all = OPEN | ({routes.METRICS} if current.config.metrics.access == "open" else set())
     app = web.Application(
         middlewares=[
             middleware.request_id,
             middleware.errors,
             unambiguous,
             only_known_hosts(current),
-            only_with_a_key(keyring, accounts),
+            only_with_a_key(keyring, accounts, open_to_all),
         ],
         client_max_size=body_bytes,
     )

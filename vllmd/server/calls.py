@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vllmd.errors import VllmdError
+from vllmd.server.outcomes import Outcome
 
 
 class Answer(Protocol):
@@ -59,6 +60,10 @@ class Call:
     """How long it has waited so far, in seconds: what is used up of `queue.wait_s`, over all its waits together."""
     ended_by: VllmdError | None = None
     """Why vllmd itself cut it short; None while it did not."""
+    outcome: Outcome | None = None
+    """What it failed with; None while it has not."""
+    status: int = 200
+    """The HTTP status of that."""
     answer: Answer | None = None
     """How far its answer has come, for as long as it is under way."""
 

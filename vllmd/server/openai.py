@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler
 from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.supervisor import Supervisor
-from vllmd.errors import RequestError
+from vllmd.errors import RequestError, VllmdError
 from vllmd.server import demands
 from vllmd.server.access import Identity, identify
 from vllmd.server.accounts import Accounts
@@ -57,7 +57,11 @@ class OpenAI:
 
         async def relay(request: web.Request) -> web.StreamResponse:
             """Relays a request for inference; its bytes pass unchanged."""
-            call, door = await self._call(request, path), PlainDoor(request)
+            try:
+                call, door = await self._call(request, path), PlainDoor(request)
+            except (VllmdError, web.HTTPException) as error:
+                self._relay.note_refusal(request, error)
+                raise
             await self._relay.carry(call, door)
             assert door.response is not None, "a call that ends without an error has an answer"
             return door.response
@@ -77,6 +81,7 @@ class OpenAI:
             path=path,
             body=self._checked(body, table, path, model, identify(request)),
             stream=table.get("stream") is True and path in STREAMING,
+            begins_traces=self._current.config.relay.trace,
         )
 
     def _checked(self, body: bytes, table: Mapping[str, Any], path: str, model: str, who: Identity) -> bytes:

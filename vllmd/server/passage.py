@@ -6,6 +6,7 @@ timer. Everything else is cut into whole events, so that a comment or an error n
 the stream, and as long as nothing is out a request can still get a true status, or be sent again to the next engine.
 """
 
+import time
 from collections.abc import Callable
 
 from vllmd.engine.client import Exchange
@@ -34,6 +35,7 @@ class Passage:
         seam: how the events must be changed, if this engine goes on where another one ended.
         is_stopping: tells whether the engine is being stopped.
         wake: called when there is something that needs an await.
+        first: what the first event with a token has in it, where others come before.
 
     Attributes:
         head: of the engine's answer; None as long as there is none. is_stream: it is answered with events.
@@ -45,6 +47,7 @@ class Passage:
         is_done: the stream came to its normal end.
         fault: the error that the engine reported inside its stream.
         nonsense: what the door could not make out.
+        first_at: when the first token went out, in `time.monotonic`'s seconds; None before, and where it is no stream.
         glance: the way straight through for ordinary events, once these are known.
     """
 
@@ -53,8 +56,11 @@ class Passage:
         "_early",
         "_early_bytes",
         "_exchange",
+        "_first",
         "_is_stopping",
+        "_last",
         "_learner",
+        "_other_bytes",
         "_others",
         "_seam",
         "_splitter",
@@ -66,6 +72,7 @@ class Passage:
         "comments",
         "error",
         "fault",
+        "first_at",
         "flows",
         "glance",
         "has_ended",
@@ -87,6 +94,7 @@ class Passage:
         seam: Seam | None,
         is_stopping: Callable[[], bool],
         wake: Callable[[], None],
+        first: bytes = b"",
     ) -> None:
         self._exchange = exchange
         self._door = door
@@ -100,7 +108,10 @@ class Passage:
         self._splitter = Splitter()
         self._learner = Learner()
         self._template: Template | None = None
-        self._others = self.comments = 0
+        self._first = first
+        self.first_at: float | None = None
+        self._last: tuple[bytes, ...] = ()
+        self._others = self._other_bytes = self.comments = 0
         self.head: Head | None = None
         self.body = bytearray()
         self.fault: Fault | None = None
@@ -124,6 +135,16 @@ class Passage:
         """About how many tokens have come: the pieces of text, where they are known as such, else all events."""
         return self._straight.count if self._straight.keep is not None else self.said
 
+    @property
+    def size_bytes(self) -> int:
+        """How much of the answer has come, in bytes."""
+        return self._straight.size_bytes + self._other_bytes
+
+    @property
+    def tail(self) -> bytearray | bytes:
+        """The end of the answer, where it says why it ended and what it took."""
+        return b"".join(self._last) if self.is_stream else self.body
+
     # ── the engine's side: called as bytes come ──
 
     def begun(self, head: Head) -> None:
@@ -132,6 +153,7 @@ class Passage:
 
     def payload(self, data: bytes) -> None:
         """Bytes of the answer, cut anywhere."""
+        self._other_bytes += len(data)
         if not self.is_stream:
             self.body += data
         elif not self.is_done and not self.fault:
@@ -192,9 +214,16 @@ class Passage:
         for event in events:
             self._study(event)
         if block:
+            self._note(block)
             self._door.send(block)
             if self._door.is_clogged:
                 self._wait_for_client()
+
+    def _note(self, block: bytes) -> None:
+        """Keeps the last three blocks: why an answer ends, its usage and `[DONE]` may come one by one."""
+        self._last = (*self._last[-2:], block)
+        if self.first_at is None and self._first in block:
+            self.first_at = time.monotonic()
 
     def _mend(self, seam: Seam, events: list[bytes]) -> list[bytes]:
         """Makes the events of an engine that goes on fit, up to one that cannot."""

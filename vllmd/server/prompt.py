@@ -17,6 +17,7 @@ from vllmd.server.bodies import choose_model, json_response, make_call, read_bod
 from vllmd.server.calls import Call
 from vllmd.server.chat import Piece
 from vllmd.server.doors import Door, passed_on
+from vllmd.server.ended import times
 from vllmd.server.relay import Relay
 
 
@@ -43,17 +44,31 @@ class Prompt:
         return await self._serve(request, wire.read_workflow_run)
 
     async def _serve(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> web.StreamResponse:
+        try:
+            call = await self._call(request, read)
+        except (VllmdError, web.HTTPException) as error:
+            self._relay.note_refusal(request, error)
+            raise
+        door = TextDoor(request, call) if call.stream else JsonDoor(request, call)
+        await self._relay.carry(call, door)
+        assert door.response is not None, "a call that ends without an error has an answer"
+        return door.response
+
+    async def _call(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> Call:
         asked = read(read_json(await read_body(request, self._current.config.limits)))
         model = choose_model(asked.model, self._current.config.models, self._current.config.default_model)
         table = chat_body(asked, model, self._current.config)
         demands.check(table, routes.CHAT_COMPLETIONS, self._current.config.limits)
         table |= self._priority(request, model)
         body = wire.dumps(table).encode()
-        call = make_call(request, model=model, path=routes.CHAT_COMPLETIONS, body=body, stream=asked.stream)
-        door = TextDoor(request, call) if asked.stream else JsonDoor(request, call)
-        await self._relay.carry(call, door)
-        assert door.response is not None, "a call that ends without an error has an answer"
-        return door.response
+        return make_call(
+            request,
+            model=model,
+            path=routes.CHAT_COMPLETIONS,
+            body=body,
+            stream=asked.stream,
+            begins_traces=self._current.config.relay.trace,
+        )
 
     def _priority(self, request: web.Request, model: str) -> dict[str, int]:
         if not self._current.config.models[model].is_prioritised:
@@ -214,11 +229,9 @@ class JsonDoor(Door):
 
 def timings(call: Call, first_text_at: float | None, usage: Mapping[str, Any]) -> dict[str, float | None]:
     """How long a call took, in seconds, and how fast the engine was, in tokens a second."""
-    now = time.monotonic()
-    sent_at = call.sent_at or now
-    tokens, took_s = usage.get("completion_tokens"), now - (first_text_at or sent_at)
+    took = times(call, first_text_at, usage.get("completion_tokens"))
     return {
-        "queue_s": round(sent_at - call.began_at, 3),
-        "first_token_s": round(first_text_at - call.began_at, 3) if first_text_at else None,
-        "tokens_per_s": round(tokens / took_s, 1) if tokens and took_s > 0 else None,
+        "queue_s": round(took.queue_s, 3),
+        "first_token_s": None if took.first_token_s is None else round(took.first_token_s, 3),
+        "tokens_per_s": None if took.tokens_per_s is None else round(took.tokens_per_s, 1),
     }

@@ -20,6 +20,7 @@ class Straight:
 
     Attributes:
         count: the ordinary events so far.
+        size_bytes: how much came straight through, with HTTP's framing.
         leads_on: ordinary events are known, and may be let out.
     """
 
@@ -34,10 +35,11 @@ class Straight:
         "count",
         "keep",
         "leads_on",
+        "size_bytes",
     )
 
     def __init__(self, keep: bytearray | None) -> None:
-        self.count = 0
+        self.count = self.size_bytes = 0
         self.keep = keep
         self.leads_on = False
 
@@ -70,8 +72,9 @@ class Straight:
         if len(text) + len(line) + self._fixed != length or QUOTE in text:
             return False
         self.count += 1
-        if self.keep is not None:
-            self.keep += text
+        self.size_bytes += length
+        if (keep := self.keep) is not None:
+            keep += text
         out = self._out
         out(text if self._wants_text else data)
         waiting = self._waiting

@@ -13,12 +13,16 @@ from vllmd.engine.client import EngineClient, Exchange
 from vllmd.server.calls import Call
 from vllmd.server.continuation import Seam, Transcript
 from vllmd.server.doors import Door
+from vllmd.server.last_words import NOTHING_SAID, last_words
 from vllmd.server.passage import Passage
 from vllmd.server.silence import Due, Patience, Silence
 
 log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+
+FIRST = {"/v1/responses": b".delta"}
+"""What tells the first event with a token from those before it, on routes that have such."""
 
 
 class Stream:
@@ -35,6 +39,9 @@ class Stream:
         is_done: it came to its normal end.
         is_stalled: it was given up because the engine was silent.
         counted: about how many tokens came in the attempts that are over.
+        first_at: when the first token went out, in `time.monotonic`'s seconds; None before, and where it is no stream.
+        size_bytes: how much came in the attempts that are over.
+        last_words: what the last attempt that is over said of itself.
     """
 
     __slots__ = (
@@ -50,9 +57,12 @@ class Stream:
         "_sleep",
         "_told",
         "counted",
+        "first_at",
         "is_done",
         "is_stalled",
         "is_stopping",
+        "last_words",
+        "size_bytes",
         "transcript",
     )
 
@@ -67,6 +77,8 @@ class Stream:
         self.transcript = transcript
         self.is_stopping = is_stopping
         self.is_done = self.is_stalled = False
+        self.first_at: float | None = None
+        self.last_words = NOTHING_SAID
         self._call = call
         self._door = door
         self._silence = Silence(patience, _now())
@@ -75,7 +87,7 @@ class Stream:
         self._has_passed_the_end = False
         self._client: EngineClient | None = None
         self._passage: Passage | None = None
-        self._seen = self._seen_comments = self._told = self.counted = 0
+        self._seen = self._seen_comments = self._told = self.counted = self.size_bytes = 0
 
     async def carry(self, client: EngineClient, exchange: Exchange, seam: Seam | None = None) -> Passage:
         """Takes what the engine sends until it ends; how that was, the passage says.
@@ -89,7 +101,8 @@ class Stream:
             ConnectionError: the client has left.
             VllmdError: the engine says what the door cannot make out.
         """
-        passage = Passage(exchange, self._door, self.transcript, seam, self.is_stopping, self._wake)
+        first = FIRST.get(self._call.path, b"")
+        passage = Passage(exchange, self._door, self.transcript, seam, self.is_stopping, self._wake, first)
         self._client, self._passage, self.is_stalled = client, passage, False
         self._seen = self._seen_comments = self._told = 0
         self._comment_is_due = False
@@ -99,11 +112,18 @@ class Stream:
             await self._attend(passage)
         finally:
             self.counted = self.tokens
+            self._take_account(passage)
             self._passage = self._sleep = None
             self._has_passed_the_end = passage.is_done and passage.flows
             passage.close()
         self.is_done = passage.is_done
         return passage
+
+    def _take_account(self, passage: Passage) -> None:
+        """What is to be known of an attempt that is over."""
+        self.first_at = self.first_at or passage.first_at
+        self.size_bytes += passage.size_bytes
+        self.last_words = last_words(passage.tail)
 
     async def _attend(self, passage: Passage) -> None:
         """Does what has to be awaited, and sleeps in between, until the attempt has come to its end."""

@@ -1,6 +1,7 @@
 """One tick for all streams: who is silent, who does not read. No timer per stream, and nothing per event."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -32,10 +33,12 @@ class Watch:
 
     Args:
         interval_s: seconds between two ticks; may be changed.
+        on_lag: is told how late each tick came, in seconds: as late as everything that the event loop does.
     """
 
-    def __init__(self, interval_s: float) -> None:
+    def __init__(self, interval_s: float, on_lag: Callable[[float], None] = lambda lag_s: None) -> None:
         self.interval_s = interval_s
+        self._on_lag = on_lag
         self._watched: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -57,9 +60,11 @@ class Watch:
         self._timer = asyncio.get_running_loop().call_later(self.interval_s, self._tick)
 
     def _tick(self) -> None:
+        assert self._timer is not None, "it is what ticks"
+        now = asyncio.get_running_loop().time()
+        self._on_lag(max(0.0, now - self._timer.when()))
         self._timer = None
         if self._watched:
             self._schedule()
-        now = asyncio.get_running_loop().time()
         for each in tuple(self._watched):
             each.tick(now)
