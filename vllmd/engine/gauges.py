@@ -23,6 +23,9 @@ PATIENCE_S = 0.25
 STALE_S = 5.0
 """What an engine said so long ago is no longer told, and an answer that takes so long is not waited for."""
 
+TRACE = '"GET /metrics HTTP/1.1" 200 OK'
+"""How the line ends that the engine's web server logs for each of these questions."""
+
 _GAUGE = re.compile(rb"^(%b)(?:\{.*\})? ([0-9.e+-]+)$" % b"|".join((RUNNING, WAITING, KV_CACHE)), re.M)
 
 

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from vllmd.engine import evidence, gpu, memory
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
+from vllmd.engine.gauges import TRACE
 from vllmd.engine.incidents import Incident
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.phases import Phase, Progress, read_line
@@ -260,6 +261,8 @@ class Generation:
         self._on_line(line)
 
     def _take_line(self, line: str) -> None:
+        if line.endswith(TRACE):  # nobody but vllmd can have asked
+            return
         line = redacted(line, self._secrets)
         self.lines.append(line)
         self._on_line(line)

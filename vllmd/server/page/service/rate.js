@@ -1,0 +1,71 @@
+/** Tokens a second over the last minutes, as a line. */
+
+import { element as el } from "../element.js";
+import { say, svg } from "./dom.js";
+import { rate } from "./words.js";
+
+export const WINDOW_S = 300;
+
+/** Samples further apart than this have a gap between them: nobody looked. */
+const GAP_S = 6;
+
+const WIDTH = 300;
+const HEIGHT = 48;
+
+/**
+ * The line through samples, as SVG has it.
+ * @param {Array<{at: number, value: number}>} samples in their order; `at` in seconds.
+ * @param {number} now where the line ends, in seconds.
+ * @param {number} most the value at the top.
+ * @returns {Array<string>} a path for each stretch without a gap.
+ */
+export function paths(samples, now, most) {
+  const stretches = [];
+  samples.forEach((sample, at) => {
+    if (at === 0 || sample.at - samples[at - 1].at > GAP_S) stretches.push([]);
+    stretches.at(-1).push(sample);
+  });
+  const place = ({ at, value }) => {
+    const x = WIDTH * (1 - (now - at) / WINDOW_S);
+    return `${x.toFixed(1)} ${(HEIGHT - 1 - (HEIGHT - 4) * (value / most)).toFixed(1)}`;
+  };
+  return stretches.map((stretch) => `M${stretch.map(place).join("L")}`);
+}
+
+export class Rate {
+  constructor() {
+    this.samples = [];
+    this.value = el("strong", { class: "figure-value" }, "0");
+    this.most = el("span", { class: "rate-most" });
+    this.line = svg("path", { class: "rate-line" });
+    this.area = svg("path", { class: "rate-area" });
+    const size = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" };
+    const picture = svg("svg", { ...size, "aria-hidden": "true" }, this.area, this.line);
+    const unit = el("span", { class: "figure-unit" }, "tokens/s");
+    const head = el("p", { class: "figure-head" }, this.value, " ", unit, this.most);
+    this.element = el("div", { class: "figure rate" }, head, picture);
+  }
+
+  /** Notes what is generated now. */
+  add(value, now) {
+    this.samples.push({ at: now, value });
+    while (this.samples[0].at < now - WINDOW_S) this.samples.shift();
+    this.#draw(now);
+  }
+
+  #draw(now) {
+    const highest = Math.max(...this.samples.map((sample) => sample.value));
+    const lines = paths(this.samples, now, Math.max(highest, 1));
+    this.line.setAttribute("d", lines.join(""));
+    this.area.setAttribute("d", lines.map(closed).join(""));
+    say(this.value, rate(this.samples.at(-1).value));
+    say(this.most, highest > 0 ? `at most ${rate(highest)} in 5 min` : "");
+  }
+}
+
+/** A stretch of the line, closed along the bottom. */
+function closed(path) {
+  const points = path.slice(1).split("L");
+  const [first, last] = [points[0], points.at(-1)].map((point) => point.split(" ")[0]);
+  return `${path}L${last} ${HEIGHT}L${first} ${HEIGHT}Z`;
+}
