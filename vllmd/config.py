@@ -153,6 +153,13 @@ class Access:
 
 
 @dataclass(frozen=True)
+class Page:
+    """The chat page for browsers."""
+
+    enabled: bool = option(True, "whether there is one, at / of the TCP address")
+
+
+@dataclass(frozen=True)
 class Model:
     """One model and the engine that serves it."""
 
@@ -190,6 +197,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     access: Access = Access()
     log: Log = Log()
+    page: Page = Page()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
 
     @property
@@ -228,6 +236,7 @@ SECTIONS: dict[str, type[Any]] = {
     "limits": Limits,
     "access": Access,
     "log": Log,
+    "page": Page,
 }
 
 

@@ -9,8 +9,8 @@ from vllmd.server.access import IDENTITY, Identity, of_key, peer_of
 from vllmd.server.accounts import Accounts
 from vllmd.server.keyring import Keyring
 
-OPEN = frozenset({routes.HEALTH, routes.READY})
-"""What anybody may ask: it says whether the service is there, and nothing else."""
+OPEN = frozenset({routes.HEALTH, routes.READY, routes.PAGE, routes.PAGE_FILES + "{file}"})
+"""The routes that anybody may ask: they say whether the service is there, and are the page that will ask for a key."""
 
 _HINT = "send it as  Authorization: Bearer KEY"
 
@@ -26,7 +26,7 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts) -> Middleware:
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         who = peer_of(request)
-        if request.path not in OPEN:
+        if not _is_open(request):
             if keyring is not None and who.uid is None:
                 who = _with_key(request, keyring)
             accounts.of(who)
@@ -34,6 +34,12 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts) -> Middleware:
         return await handler(request)
 
     return admit
+
+
+def _is_open(request: web.Request) -> bool:
+    """By the route that serves it, however the path is spelled."""
+    resource = request.match_info.route.resource
+    return resource is not None and resource.canonical in OPEN
 
 
 def _with_key(request: web.Request, keyring: Keyring) -> Identity:

@@ -11,6 +11,7 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
 from vllmd.server.admission import only_with_a_key
+from vllmd.server.assets import FOLDER, Assets, read
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
 from vllmd.server.keyring import Keyring
@@ -42,6 +43,7 @@ def build(
     control = Control(current, supervisors, feed, calls, accounts, addresses)
     logs = Logs(current, supervisors)
     requests = Requests(calls, current)
+    assets = Assets(current, dict(read(FOLDER)))
 
     app = _guarded(current, keyring, accounts)
     app.on_response_prepare.extend((middleware.sign, shield, middleware.part_if(calls)))
@@ -54,6 +56,8 @@ def build(
             web.post(routes.PROMPT, prompt.prompt),
             web.post(routes.WORKFLOW_RUNS, prompt.workflow_run),
             web.get(routes.OPENAPI, Description().serve),
+            web.get(routes.PAGE, assets.index),
+            web.get(routes.PAGE_FILES + "{file:.+}", assets.file),
             web.get(routes.HEALTH, control.health),
             web.get(routes.READY, control.ready),
             web.get(routes.STATUS, control.status),
