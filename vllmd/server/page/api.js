@@ -43,15 +43,15 @@ export class Api {
   }
 
   /**
-   * Asks, again with another key for as long as the answer is 401 and the user gives one.
+   * Asks, by GET, or by POST where there is a body, unless `method` says otherwise; again with another key for as long as the answer is 401 and the user gives one.
    * @returns {Promise<Response>} an answer without an error
    * @throws {Failure} the service refuses, or is out of reach
    * @throws {DOMException} AbortError: `signal` said so
    */
-  async ask(path, { body, headers = {}, signal } = {}) {
+  async ask(path, { method, body, headers = {}, signal } = {}) {
     for (;;) {
       const key = this.#key.text;
-      const response = await reach(path, request(body, headers, signal, key));
+      const response = await reach(path, request(method, body, headers, signal, key));
       if (response.ok) return response;
       const failure = await refused(response);
       if (response.status !== 401 || !(await this.#key.another(key, failure.message))) throw failure;
@@ -59,10 +59,10 @@ export class Api {
   }
 }
 
-function request(body, headers, signal, key) {
+function request(method, body, headers, signal, key) {
   const all = { ...headers };
   if (key) all.authorization = `Bearer ${key}`;
-  if (body === undefined) return { headers: all, signal, cache: "no-store" };
+  if (body === undefined) return { method, headers: all, signal, cache: "no-store" };
   return { method: "POST", headers: { ...all, "content-type": "application/json" }, body: JSON.stringify(body), signal };
 }
 

@@ -26,7 +26,7 @@ async function route() {
   unmount = null;
   if (shown !== "service") return;
   const { mount } = await import("./service.js");
-  if (!by("service").hidden && !unmount) unmount = mount(by("service"));
+  if (!by("service").hidden && !unmount) unmount = mount(by("service"), api, models);
 }
 
 function onKey(event) {

@@ -7,11 +7,16 @@ import { Incidents } from "./service/incidents.js";
 import { Log } from "./service/log.js";
 import { Model } from "./service/model.js";
 import { Requests } from "./service/requests.js";
-import { follow, merged, whileSeen } from "./service/watch.js";
+import { look, merged, whileSeen } from "./service/watch.js";
 
 class Service {
-  constructor(daemon) {
+  /**
+   * @param {Daemon} daemon
+   * @param {Models} known follows the changes of state, for the whole page.
+   */
+  constructor(daemon, known) {
     this.daemon = daemon;
+    this.known = known;
     this.status = null;
     this.hurry = () => {};
     this.cards = new Map();
@@ -35,11 +40,11 @@ class Service {
     this.signal = signal;
     const on = {
       status: (status) => this.#take(status),
-      model: (change) => this.#change(change),
       requests: (requests) => this.requests.draw(requests, this.cards.size > 1),
       trouble: (error) => this.#complain(error),
     };
-    this.hurry = follow(this.daemon, on, signal);
+    this.hurry = look(this.daemon, on, signal);
+    this.known.addEventListener("change", () => this.#change(), { signal });
     this.log.follow(signal);
     this.incidents.look(signal);
   }
@@ -62,10 +67,10 @@ class Service {
     this.log.offer(status.models.map((model) => model.name));
   }
 
-  #change(change) {
-    if (!this.status) return;
-    const models = this.status.models.map((model) => (model.name === change.name ? merged(model, change) : model));
-    this.status = { ...this.status, models };
+  #change() {
+    if (!this.status || this.known.failure) return;
+    const now = (model) => (this.known.get(model.name) ? merged(model, this.known.get(model.name)) : model);
+    this.status = { ...this.status, models: this.status.models.map(now) };
     this.#draw(Date.now() / 1000);
   }
 
@@ -97,10 +102,11 @@ class Service {
  * Shows the service inside `element`.
  * @param {Element} element what it held is replaced.
  * @param {Api} api has the key.
+ * @param {Models} known what the models do now.
  * @returns {function} takes it away again; afterwards nothing runs and nothing is asked.
  */
-export function mount(element, api) {
-  const service = new Service(new Daemon(api));
+export function mount(element, api, known) {
+  const service = new Service(new Daemon(api), known);
   element.replaceChildren(service.element);
   const leave = whileSeen((signal) => service.follow(signal));
   return () => {

@@ -74,13 +74,15 @@ function row(incident, daemon) {
     show(details, !isOpen);
     if (!isOpen && !details.hasChildNodes()) await fill(details, incident, daemon);
   };
-  const button = el("button", { type: "button", class: "incident", "aria-expanded": "false", onclick: open }, at, cause, what, whose);
+  const looks = { type: "button", class: "incident", "aria-expanded": "false" };
+  const button = el("button", { ...looks, onclick: open }, at, cause, what, whose);
   return { element: el("li", {}, button, details), draw: () => say(at, moment(seconds(incident.at))) };
 }
 
 function life(incident) {
   const lived = duration(incident.lived_s);
-  return `generation ${count(incident.generation)}, ${incident.was_ready ? `lived ${lived}` : `died in its start after ${lived}`}`;
+  const end = incident.was_ready ? `lived ${lived}` : `died in its start after ${lived}`;
+  return `generation ${count(incident.generation)}, ${end}`;
 }
 
 /** Asks for the whole file and shows it. */
@@ -99,9 +101,11 @@ const TOLD = ["id", "at", "model", "generation", "verdict", "cause", "reason", "
 
 /** Whatever else the file holds, as names and values. */
 function facts(whole) {
-  const others = Object.entries(whole).filter(([name, value]) => !TOLD.includes(name) && value !== null && value !== "");
+  const isWorthIt = ([name, value]) => !TOLD.includes(name) && value !== null && value !== "";
+  const others = Object.entries(whole).filter(isWorthIt);
   if (!others.length) return [];
-  const pairs = others.flatMap(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, told(value))]);
+  const pair = ([name, value]) => [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, told(value))];
+  const pairs = others.flatMap(pair);
   return [el("dl", { class: "incident-facts" }, ...pairs)];
 }
 

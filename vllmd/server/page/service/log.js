@@ -30,8 +30,8 @@ export class Log {
     this.least = el("select", { "aria-label": "Level", onchange: () => this.#filter() });
     const levels = { all: "All lines", warning: "Warnings and errors", error: "Errors" };
     this.least.append(...Object.entries(levels).map(([value, name]) => el("option", { value }, name)));
-    const search = { type: "search", placeholder: "Filter", "aria-label": "Filter the log", oninput: () => this.#filter() };
-    this.wanted = el("input", search);
+    const search = { type: "search", placeholder: "Filter", "aria-label": "Filter the log" };
+    this.wanted = el("input", { ...search, oninput: () => this.#filter() });
     const log = { class: "log-lines", tabindex: "0", role: "log", "aria-live": "off", "aria-label": "Engine's log" };
     this.lines = el("div", log);
     this.lines.addEventListener("scroll", () => this.isNearEnd() && this.#draw(), { passive: true });

@@ -1,8 +1,9 @@
 /** A start as a picture: its phases in a row, each as wide as it lasted, and behind them what is still to come. */
 
 import { element as el } from "../element.js";
+import { left } from "../models.js";
 import { matched, say, show } from "./dom.js";
-import { duration, left } from "./words.js";
+import { duration } from "./words.js";
 
 /** The part of the row that the shortest phase gets, so that it can be seen. */
 const LEAST = 0.012;
@@ -11,7 +12,7 @@ const LEAST = 0.012;
  * The phases of a model's present or last start, as they stand now.
  * @param {object} model as `/api/status` has it.
  * @param {number} now Unix seconds.
- * @returns {Array<{phase, seconds, isNow, part}>} in their order; `part` is what is done of the one that lasts, or null.
+ * @returns {Array<{phase, seconds, isNow, part}>} in their order; of the one that lasts, `part` is what is done.
  */
 export function segments(model, now) {
   const isStarting = model.state === "starting";

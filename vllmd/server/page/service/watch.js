@@ -1,16 +1,16 @@
-/** What comes from the daemon: changes of state as they happen, and what has no events (load, requests) once a second.
- * While the page is out of sight nothing is asked and no stream is open. */
+/** What comes from the daemon beside its events: looked at once a second, and only while somebody looks at the page. */
 
+const PATHS = ["/api/status", "/api/requests"];
 const LOOK_MS = 1000;
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 15000;
 
-/** What only `/api/status` knows: an event, made where nobody counts, says nothing of it. */
+/** What only `/api/status` tells: events come from where nobody counts. */
 const COUNTED = ["running", "held", "tokens_per_s", "places", "engine_running", "engine_waiting", "kv_cache_usage"];
 
 /** A model after an event about it. */
 export function merged(model, change) {
-  return { ...change, ...Object.fromEntries(COUNTED.map((name) => [name, model?.[name] ?? change[name]])) };
+  return { ...change, ...Object.fromEntries(COUNTED.map((name) => [name, model[name]])) };
 }
 
 /** Resolves after a time, or at once when `signal` says that it is all over. */
@@ -28,26 +28,23 @@ export function pause(milliseconds, signal) {
 }
 
 /**
- * Does something again and again until `signal`: after a failure with growing pauses, else with the pause it asks for.
+ * Does something again and again until `signal`: after failures with growing pauses, never all pages at once.
  * @param {function} work returns the pause until the next time, in milliseconds, or throws.
- * @param {function} onTrouble is told what was thrown; null when all is well again.
+ * @param {function} onTrouble is told what was thrown.
  */
 export async function again(work, signal, onTrouble = () => {}) {
   let patience = FIRST_PAUSE_MS;
   while (!signal.aborted) {
-    const { next, error } = await attempt(work);
-    if (signal.aborted) return;
-    onTrouble(error);
-    patience = error ? Math.min(2 * patience, LONGEST_PAUSE_MS) : FIRST_PAUSE_MS;
-    await pause(error ? patience * (0.75 + Math.random() / 2) : next, signal);
-  }
-}
-
-async function attempt(work) {
-  try {
-    return { next: await work(), error: null };
-  } catch (error) {
-    return { next: 0, error };
+    try {
+      const next = await work();
+      patience = FIRST_PAUSE_MS;
+      await pause(next, signal);
+    } catch (failure) {
+      if (signal.aborted) return;
+      onTrouble(failure);
+      patience = Math.min(2 * patience, LONGEST_PAUSE_MS);
+      await pause(patience * (0.5 + Math.random() / 2), signal);
+    }
   }
 }
 
@@ -76,29 +73,23 @@ export function whileSeen(begin) {
 }
 
 /**
- * Follows the service.
+ * Looks at the load and the requests, once a second until `signal`.
  * @param {Daemon} daemon
- * @param {object} on `status(status)`, `requests(list)`, `model(change)`: what is new; `trouble(error)`: null when over.
- * @param {AbortSignal} signal ends it.
+ * @param {object} on `status(status)`, `requests(list)`: what is so now; `trouble(failure)`: null when it is over.
  * @returns {function} looks at once instead of in a second.
  */
-export function follow(daemon, on, signal) {
+export function look(daemon, on, signal) {
   let hurry = new AbortController();
   signal.addEventListener("abort", () => hurry.abort());
-  const look = async () => {
-    const [status, running] = await Promise.all([daemon.get("/api/status", signal), daemon.get("/api/requests", signal)]);
+  const once = async () => {
+    const [status, list] = await Promise.all(PATHS.map((path) => daemon.get(path, signal)));
     on.status(status);
-    on.requests(running.requests);
+    on.requests(list.requests);
+    on.trouble(null);
     await pause(LOOK_MS, hurry.signal);
     if (!signal.aborted) hurry = new AbortController();
     return 0;
   };
-  const listen = async () => {
-    const take = ({ event, data }) => event === "model" && on.model(JSON.parse(data));
-    await daemon.listen("/api/events", take, signal);
-    return FIRST_PAUSE_MS;
-  };
-  again(look, signal, on.trouble);
-  again(listen, signal);
+  again(once, signal, on.trouble);
   return () => hurry.abort();
 }

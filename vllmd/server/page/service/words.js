@@ -21,12 +21,6 @@ function two(amount, size, large, small) {
   return `${Math.floor(amount / size)} ${large}` + (rest ? ` ${rest} ${small}` : "");
 }
 
-/** What is left, as a guess is told: `a few seconds left`, `about 40 s left`. */
-export function left(seconds) {
-  if (seconds < 5) return "a few seconds left";
-  return seconds < 90 ? `about ${5 * Math.round(seconds / 5)} s left` : `about ${Math.round(seconds / 60)} min left`;
-}
-
 /** The time of day of a moment, in Unix seconds. */
 export function clock(at) {
   return CLOCK.format(new Date(at * 1000));
