@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ class Relay:
     stall_s: float = option(300.0, "seconds of silence after which an engine's stream counts as broken", minimum=0.05)
     send_stall_s: float = option(300.0, "seconds after which a client that reads nothing is cut off", minimum=0.05)
     drain_s: float = option(30.0, "seconds that running streams get to finish when vllmd stops", minimum=0)
+    trace: bool = option(False, "whether a request without a traceparent gets one (W3C Trace Context) for its engine")
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,11 @@ class Model:
         """What `args` says of a flag, in whichever way it is written; None if nothing."""
         return next((value for key, value in self.args.items() if key.lstrip("-").replace("_", "-") == name), None)
 
+    @cached_property
+    def is_prioritised(self) -> bool:
+        """Whether its engine's scheduler minds priorities."""
+        return self.flag("scheduling-policy") == "priority"
+
 
 BUILT_IN_MODELS = {
     "qwen2-7b-instruct": Model("Qwen/Qwen2-7B-Instruct", default=True, args={"max-model-len": 2048}),
@@ -200,7 +207,7 @@ class Config:
     page: Page = Page()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
 
-    @property
+    @cached_property
     def default_model(self) -> str:
         """The name of the model that serves requests which name none."""
         return next(name for name, model in self.models.items() if model.default)

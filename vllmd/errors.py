@@ -6,6 +6,7 @@ VllmdError
 ├── RequestError             the client asked for something impossible
 │   ├── ModelNotFound
 │   ├── RequestNotFound
+│   ├── IncidentNotFound
 │   ├── RouteNotFound
 │   ├── MethodNotAllowed
 │   ├── BodyTooLarge
@@ -99,6 +100,10 @@ class ModelNotFound(RequestError):
 
 class RequestNotFound(RequestError):
     """No request under way has this id."""
+
+
+class IncidentNotFound(RequestError):
+    """No incident of this name is kept."""
 
 
 class RouteNotFound(RequestError):
@@ -221,6 +226,7 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     RequestError: Outcome(400, "invalid_request_error", "invalid_request", ExitStatus.ERROR),
     ModelNotFound: Outcome(404, "invalid_request_error", "model_not_found", ExitStatus.ERROR),
     RequestNotFound: Outcome(404, "invalid_request_error", "request_not_found", ExitStatus.ERROR),
+    IncidentNotFound: Outcome(404, "invalid_request_error", "incident_not_found", ExitStatus.ERROR),
     RouteNotFound: Outcome(404, "invalid_request_error", "route_not_found", ExitStatus.ERROR),
     MethodNotAllowed: Outcome(405, "invalid_request_error", "method_not_allowed", ExitStatus.ERROR),
     BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large", ExitStatus.ERROR),

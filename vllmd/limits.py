@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 from vllmd.keys import NAME
 from vllmd.settings import Applies, Problem, option, read
@@ -48,7 +49,7 @@ class Limits(Allowance):
         own = {f"group:{group}" for group in groups}
         return next((each for key, each in self.identities.items() if key in own), self)
 
-    @property
+    @cached_property
     def know_groups(self) -> bool:
         """Whether it matters which groups a user is in."""
         return any(key.startswith("group:") for key in self.identities)

@@ -16,6 +16,7 @@ from vllmd.ctl.complete import LIMIT_S
 from vllmd.ctl.completion import SHELLS, script
 
 MODELS = reply({"data": [{"id": "qwen"}, {"id": "qwen-large"}, {"id": "llama"}]})
+INCIDENTS = reply({"incidents": [{"id": "20261127T1-b"}, {"id": "20261126T9-a"}]})
 REQUESTS = reply({"requests": [{"id": "8a7f"}, {"id": "8b00"}, {"id": "9000"}]})
 LAUNCHER = f'#!/bin/sh\nexec {sys.executable} -m vllmd.ctl "$@"\n'
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,9 @@ def tab(shell: Shell, *words: str) -> list[str]:
         (["wait", "q"], ["qwen", "qwen-large"]),
         (["logs", "-m", "l"], ["llama"]),
         (["cancel", "8"], ["8a7f", "8b00"]),
+        (["incidents", ""], ["last", "20261127T1-b", "20261126T9-a"]),
+        (["incidents", "20261126"], ["20261126T9-a"]),
+        (["incidents", "la"], ["last"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
         (["nonsense", "zzz"], []),
         (["chat", "-m", "nobody"], []),
@@ -55,6 +59,7 @@ def tab(shell: Shell, *words: str) -> list[str]:
 def test_what_is_proposed(daemon: StubDaemon, shell: Shell, words: list[str], found: list[str]) -> None:
     daemon.on("GET /v1/models", MODELS)
     daemon.on("GET /api/requests", REQUESTS)
+    daemon.on("GET /api/incidents", INCIDENTS)
     assert tab(shell, *words) == found
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -102,6 +103,8 @@ class Generator:
         self._number += 1
         self._controls.note("request", number=self._number, path=request.path, headers=request.headers, body=body)
         flood(knobs.flood)
+        if knobs.log_prompts:
+            print(f"DEBUG 11-27 14:41:40 [logger.py:55] Request details: prompt: {json.dumps(body)}", flush=True)
         tokens, finish = answer(body, knobs)
         job = Job(
             number=self._number,

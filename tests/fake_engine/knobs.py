@@ -50,6 +50,7 @@ class Knobs:
     life_s: int = 600
     garbage: int = 0
     flood: int = 0
+    log_prompts: int = 0
     journal: str = ""
 
     def but(self, values: Mapping[str, Any]) -> "Knobs":

@@ -92,13 +92,14 @@ async def test_an_empty_answer_and_one_cut_by_its_length_are_answers(daemon: Dae
 
 async def test_a_request_reaches_the_engine_as_it_was_sent(daemon: Daemon) -> None:
     body = b'{ "messages" : [{"role":"user","content":"\\u00e9 \\ud83d"}],"max_tokens":7, "n_unknown" : 1.50 }'
-    answer = await daemon.unix.ask(CHAT, body, headers={"user-agent": "a test/1", "traceparent": "00-ab-cd-01"})
+    answer = await daemon.unix.ask(CHAT, body, headers={"user-agent": "a test/1", "anthropic-beta": "x"})
     assert answer.status == 200
     (seen,) = daemon.requests()
     assert seen["body"] == json.loads(body)
     assert seen["headers"]["content-length"] == str(len(body))
     assert seen["headers"]["user-agent"] == "a test/1"
-    assert seen["headers"]["traceparent"] == "00-ab-cd-01"
+    assert seen["headers"]["anthropic-beta"] == "x"
+    assert "traceparent" not in seen["headers"], "none is invented"
     assert "accept-encoding" not in seen["headers"], "what passes unread must not be compressed on the way"
 
 
@@ -130,6 +131,27 @@ async def test_an_id_that_could_break_a_log_line_is_replaced(daemon: Daemon, bad
     answer = await daemon.unix.ask(CHAT, HELLO, headers={"x-request-id": bad})
     assert re.fullmatch(r"[0-9a-f]{32}", answer.header("x-request-id"))
     assert answer.json()["id"] == f"chatcmpl-{answer.header('x-request-id')}"
+
+
+# ── traces ──
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_the_engine_is_told_of_the_trace(daemon: Daemon, door: Door) -> None:
+    for path, body in ((CHAT, HELLO), ("/api/prompt", {"prompt": "x"})):
+        answer = await door.ask(path, body, headers={"Traceparent": PARENT, "tracestate": "a=1 , b=2"})
+        assert answer.status == 200
+    seen = [each["headers"] for each in daemon.requests()]
+    assert [(each["traceparent"], each["tracestate"]) for each in seen] == [(PARENT, "a=1,b=2")] * 2
+
+
+@pytest.mark.parametrize("parent", [PARENT.upper(), PARENT.replace("00-", "ff-", 1), "00-ab-cd-01", ""])
+async def test_a_trace_that_is_none_is_dropped_and_the_request_served(daemon: Daemon, parent: str) -> None:
+    answer = await daemon.unix.ask(CHAT, HELLO, headers={"traceparent": parent, "tracestate": "a=1"})
+    assert answer.status == 200
+    (seen,) = daemon.requests()
+    assert {"traceparent", "tracestate"}.isdisjoint(seen["headers"])
 
 
 # ── models ──

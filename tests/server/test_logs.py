@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from asking import Exchange
 from conftest import Start
-from daemons import Daemon
+from daemons import Daemon, running
+from waiting import until
 
 from vllmd.engine.lines import KEPT_CHARACTERS, KEPT_LINES
 
@@ -62,6 +63,22 @@ async def test_and_the_next_ones(start: Start) -> None:
 async def test_what_is_no_number_is_refused(daemon: Daemon, query: str, param: str) -> None:
     answer = await daemon.unix.ask(f"{LOGS}{query}")
     assert (answer.status, answer.error["param"]) == (400, param)
+
+
+async def test_of_which_model_and_that_silence_is_no_end() -> None:
+    daemon = Daemon()
+    both = {"tiny": {**daemon.tiny(), "default": True}, "other": daemon.tiny()}
+    daemon.configure({}, {"models": both, "sse": {"keepalive_s": 0.1}})
+    with running(daemon):
+        await until(lambda: daemon.model("other").state == "ready", "the other model")
+        before = await last(daemon)
+        async with daemon.unix.stream(f"{LOGS}?model=other&lines=0&follow=1") as exchange:
+            await exchange.until(b": ping", 2)
+            assert lines_of(exchange) == []
+            daemon.order("restart", "other", wait=True)
+            await exchange.until(b"Application startup complete")
+        assert daemon.fetch(f"{LOGS}?model=other&lines=1")[1]["model"] == "other"
+        assert await last(daemon) == before
 
 
 async def test_a_model_that_is_not_there(daemon: Daemon) -> None:

@@ -13,6 +13,7 @@ from fuzz.tally import Until
 from schemathesis.core.failures import FailureGroup
 
 from vllmd import keys, wire
+from vllmd.incident import Incident, IncidentReport
 from vllmd.keys import Scope
 from vllmd.server import openapi
 from vllmd.server.openai import INFERENCE
@@ -39,7 +40,8 @@ def test_every_route_is_described_with_what_it_answers(described: Any) -> None:
 
 def test_the_dataclasses_are_the_schemas(described: Any) -> None:
     schemas = described["components"]["schemas"]
-    for cls in (wire.Status, wire.RequestStatus, wire.LogLine, wire.Change, wire.PromptRequest):
+    said = (wire.Status, wire.RequestStatus, wire.LogLine, wire.Change, wire.PromptRequest, Incident, IncidentReport)
+    for cls in said:
         assert set(schemas[cls.__name__]["properties"]) == {each.name for each in fields(cls)}
     temperature = schemas["PromptRequest"]["properties"]["temperature"]
     assert (temperature["minimum"], temperature["maximum"], temperature["type"]) == (0, 2, ["number", "null"])

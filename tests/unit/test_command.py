@@ -111,3 +111,11 @@ def test_nobody_is_called_home_about_unless_the_administrator_says_so() -> None:
 def test_the_models_own_variables_have_the_last_word() -> None:
     own = {"PATH": "/p", "TMPDIR": "/t", "HF_HOME": "/h", "VLLM_CACHE_ROOT": "/v", "NEW": "n", "PYTHONPATH": "/x"}
     assert surroundings({"PATH": "/usr/bin", "NEW": "old"}, Model("m", env=own)).items() >= own.items()
+
+
+def test_vllm_is_not_told_to_print_prompts(tmp_path: Path) -> None:
+    """It does where `--enable-log-requests`, `--enable-log-outputs` or VLLM_LOGGING_LEVEL say so: not by our wish."""
+    argv = serve("tiny", Model("m"), python=tmp_path, vllm=tmp_path, socket=tmp_path)
+    variables = environ({}, Model("m"), directory=tmp_path, cache=tmp_path, binaries=tmp_path)
+    assert not any("-log-" in word for word in argv if word.startswith("--"))
+    assert not any("LOG" in name or "DEBUG" in name for name in variables)

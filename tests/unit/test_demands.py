@@ -11,7 +11,7 @@ from vllmd import routes
 from vllmd.config import Model
 from vllmd.errors import RequestError
 from vllmd.limits import Limits
-from vllmd.server.demands import LONGEST, PRIORITISED, additions, check, is_prioritised, with_additions
+from vllmd.server.demands import LONGEST, PRIORITISED, additions, check, with_additions
 from vllmd.server.openai import INFERENCE
 
 CHAT, COMPLETIONS = routes.CHAT_COMPLETIONS, "/v1/completions"
@@ -62,23 +62,23 @@ def test_the_rest_is_the_engine_s_to_judge(path: str, table: dict[str, Any]) -> 
 
 def test_whoever_says_no_length_gets_the_longest_where_there_is_one() -> None:
     for path, field in LONGEST.items():
-        assert additions({}, path, LIMITS, 0, is_prioritised=False) == {field: 100}
-        assert additions({field: None}, path, LIMITS, 0, is_prioritised=False) == {field: 100}
-        assert additions({field: 5}, path, LIMITS, 0, is_prioritised=False) == {}
-        assert additions({}, path, Limits(), 0, is_prioritised=False) == {}
-    assert additions({"max_tokens": 5}, CHAT, LIMITS, 0, is_prioritised=False) == {}
-    assert additions({}, "/v1/embeddings", LIMITS, 0, is_prioritised=False) == {}
+        assert additions({}, path, LIMITS, None) == {field: 100}
+        assert additions({field: None}, path, LIMITS, None) == {field: 100}
+        assert additions({field: 5}, path, LIMITS, None) == {}
+        assert additions({}, path, Limits(), None) == {}
+    assert additions({"max_tokens": 5}, CHAT, LIMITS, None) == {}
+    assert additions({}, "/v1/embeddings", LIMITS, None) == {}
 
 
 def test_priorities_are_told_only_to_a_scheduler_that_minds_them() -> None:
     for path in INFERENCE:
-        assert additions({"priority": -5}, path, Limits(), 3, is_prioritised=False) == {}
+        assert additions({"priority": -5}, path, Limits(), None) == {}
         told = {"priority": 3} if path in PRIORITISED else {}
-        assert additions({}, path, Limits(), 3, is_prioritised=True) == told
+        assert additions({}, path, Limits(), 3) == told
         for cheat in (-5, 2, "first", None, True, 0.5, [1]):
-            assert additions({"priority": cheat}, path, Limits(), 3, is_prioritised=True) == told
+            assert additions({"priority": cheat}, path, Limits(), 3) == told
         for humble in (3, 4, 10**6):
-            assert additions({"priority": humble}, path, Limits(), 3, is_prioritised=True) == {}
+            assert additions({"priority": humble}, path, Limits(), 3) == {}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_priorities_are_told_only_to_a_scheduler_that_minds_them() -> None:
     ],
 )
 def test_what_the_scheduler_minds_stands_in_the_args(args: dict[str, Any], whether: bool) -> None:
-    assert is_prioritised(Model("m", args=args)) is whether
+    assert Model("m", args=args).is_prioritised is whether
 
 
 values = st.recursive(

@@ -32,6 +32,7 @@ VERBS = {
     "cancel": ("vllmd.ctl.ps", "End a request."),
     "top": ("vllmd.ctl.top", "Watch models, requests and tokens live."),
     "events": ("vllmd.ctl.events", "Follow what happens to the models."),
+    "incidents": ("vllmd.ctl.incidents", "Show why engines died or hung."),
     "logs": ("vllmd.ctl.logs", "Show what the daemon and its engines have logged."),
     "key": ("vllmd.ctl.keys", "Make, list and revoke API keys."),
     "completion": ("vllmd.ctl.completion", "Print the script that completes vllmctl in a shell."),
@@ -51,6 +52,8 @@ ELSEWHERE = {
     "rm": "cancel",
     "log": "logs",
     "journal": "logs",
+    "incident": "incidents",
+    "crashes": "incidents",
     "info": "status",
     "version": "--version",
 }

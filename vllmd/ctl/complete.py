@@ -28,6 +28,14 @@ def request_ids(context: click.Context, parameter: click.Parameter, incomplete: 
     return _ask(context, REQUESTS, lambda listing: listing["requests"], incomplete)
 
 
+def incident_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The ids of incidents that begin so, the newest first; `last` is the newest one's."""
+    from vllmd.routes import INCIDENTS
+
+    last = ["last"] if "last".startswith(incomplete) else []
+    return [*last, *_ask(context, INCIDENTS, lambda listing: listing["incidents"], incomplete)]
+
+
 def file_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem]":
     """The shell knows files itself."""
     from click.shell_completion import CompletionItem

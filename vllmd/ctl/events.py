@@ -21,8 +21,8 @@ from vllmd.wire import model_status
 def events(invocation: Invocation, as_json: bool) -> ExitStatus:
     """Follow what happens to the models.
 
-    Begins with the present state of each, and goes on until Ctrl-C: changes of state and phase, and answers that
-    another engine goes on with. If the daemon leaves, the exit status is 3.
+    Begins with the present state of each, and goes on until Ctrl-C: changes of state and phase, answers that another
+    engine goes on with, and incidents. If the daemon leaves, the exit status is 3.
     """
     with invocation.client().request("GET", EVENTS, headers={"Accept": "text/event-stream"}) as exchange:
         for event in exchange.events():
@@ -65,6 +65,8 @@ def _sentence(kind: str, table: dict[str, Any]) -> str:
         return f"{status.name}: {status.summary}{process}"
     if kind == "continued":
         return f"{table['model']}: generation {table['generation']} goes on with request {table['request']}"
+    if kind == "incident":
+        return f"{table['model']}: generation {table['generation']} ended: {table['cause']} (incident {table['id']})"
     if kind == "missed":
         return f"{table['missed']} events were missed"
     return f"{kind}: {json.dumps(table)}"

@@ -1,8 +1,7 @@
 """Requests to one engine over its private Unix socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +49,11 @@ class EngineClient:
         if self._pool is not None:
             self._pool.close()
 
-    @asynccontextmanager
-    async def send(
+    def send(
         self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator["Exchange"]:
-        """Writes a request; leaving the block before the answer has come whole cancels it in the engine.
+    ) -> "Exchange":
+        """A request, written where the block begins; leaving the block before the answer is whole cancels it in the
+        engine.
 
         No timeout here: a prefill may be silent for minutes. Who waits decides for how long.
 
@@ -64,21 +63,15 @@ class EngineClient:
             headers: those to send beside what the connection needs.
 
         Raises:
-            EngineRefused: there was nobody to send it to.
+            EngineRefused: there was nobody to send it to; at the latest where the block begins.
             ValueError: no request can be made of that.
         """
         if self._pool is None or not self._pool.is_open:
             raise EngineRefused(REFUSED)
         sent = Sent(asyncio.get_running_loop().time(), len(body or b""))
-        exchange = Exchange(request(method, path, body, headers or {}), self._pool, sent)
-        if body is not None:  # only what has a body makes the engine work
-            self._under_way[sent] = None
-        try:
-            await exchange.begin()
-            yield exchange
-        finally:
-            self._under_way.pop(sent, None)
-            exchange.abort()
+        # Only what has a body makes the engine work.
+        register = self._under_way if body is not None else {}
+        return Exchange(request(method, path, body, headers or {}), self._pool, sent, register)
 
     @property
     def under_way(self) -> tuple[Sent, ...]:
@@ -89,10 +82,13 @@ class EngineClient:
 class Exchange:
     """A request that is written, and its answer. Read it, or attach who takes it; not both.
 
+    An async context manager: the request is under way for the block.
+
     Args:
         request: the request.
         pool: the connections to send it over.
         sent: what is known of it.
+        register: has it for as long as it is under way.
     """
 
     __slots__ = (
@@ -105,16 +101,18 @@ class Exchange:
         "_kept",
         "_moved",
         "_pool",
+        "_register",
         "_request",
         "_sent",
         "_sink",
         "glance",
     )
 
-    def __init__(self, request: Request, pool: Pool, sent: Sent) -> None:
+    def __init__(self, request: Request, pool: Pool, sent: Sent, register: dict[Sent, None]) -> None:
         self._request = request
         self._pool = pool
         self._sent = sent
+        self._register = register
         self._connection: Connection | None = None
         self._again: asyncio.Task[None] | None = None
         self._head: Head | None = None
@@ -125,9 +123,21 @@ class Exchange:
         self._is_over = self._is_given_up = False
         self._moved: asyncio.Event | None = None  # made when somebody reads: an event is as large as all the rest
 
-    async def begin(self) -> None:
-        """Writes the request. Raises EngineRefused."""
-        self._ask(self._pool.idle() or await self._pool.fresh())
+    async def __aenter__(self) -> "Exchange":
+        self._register[self._sent] = None
+        try:
+            self._ask(self._pool.idle() or await self._pool.fresh())
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._register.pop(self._sent, None)
+        self.abort()
 
     async def head(self) -> Head:
         """The head of the answer. Raises EngineUnreachable if none comes."""

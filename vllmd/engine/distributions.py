@@ -63,6 +63,21 @@ def overrides(repair: Repair) -> str:
     return "".join(f"{name}; sys_platform == 'never'\n" for name in repair.without)
 
 
+def installed(root: Path) -> tuple[str, str]:
+    """The versions of vLLM and of Python in the environment at `root`, as its files say; empty where they do not.
+
+    Source: `pyvenv.cfg` as venv writes it (`version`), and uv (`version_info`); the names of `.dist-info`.
+    """
+    found = sorted(root.glob("lib/python3*/site-packages/vllm-*.dist-info"))
+    vllm = found[-1].name.removesuffix(".dist-info").partition("-")[2] if found else ""
+    try:
+        settings = (root / "pyvenv.cfg").read_text(errors="replace")
+    except OSError:
+        settings = ""
+    python = re.search(r"^version(?:_info)? *= *(\d+\.\d+(?:\.\d+)?)", settings, re.MULTILINE)
+    return vllm, python[1] if python else ""
+
+
 def write_alias(requirement: str, site_packages: Path) -> None:
     """Write the metadata (and nothing else) of a distribution under the name by which vLLM asks for itself.
 

@@ -9,12 +9,14 @@ import os
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllmd.engine import gpu
+from vllmd.engine.gpu import NO_GPUS, Gpus
 from vllmd.engine.guard import children
 from vllmd.engine.run import run
+from vllmd.incident import ProcessFacts
 
 LIMIT_S = 10.0
 STACK_LINES = 200
@@ -22,37 +24,16 @@ STACK_LINES = 200
 
 
 @dataclass(frozen=True)
-class ProcessFacts:
-    """One process of the engine (proc(5)).
-
-    Args:
-        state: R running, S sleeping, D waiting for the disk, T stopped, Z dead.
-        cpu_s: CPU seconds that it has used.
-        rss_mib: memory that it holds.
-        waits_in: the kernel function that it sleeps in; empty if it may not be known.
-    """
-
-    pid: int
-    name: str
-    state: str
-    cpu_s: float
-    rss_mib: int
-    waits_in: str
-
-
-@dataclass(frozen=True)
 class Evidence:
     """The findings.
 
     Args:
-        processes: the engine's processes, the guard first.
-        stacks: process number → what py-spy says, or why it says nothing.
-        gpus: a line for each GPU; empty where there is no way to ask.
+        processes: the engine's processes, the guard first, with their stacks.
+        gpus: what the driver says.
     """
 
     processes: tuple[ProcessFacts, ...] = ()
-    stacks: tuple[tuple[int, str], ...] = ()
-    gpus: tuple[str, ...] = ()
+    gpus: Gpus = NO_GPUS
 
 
 async def examine(guard: int) -> Evidence:
@@ -60,11 +41,12 @@ async def examine(guard: int) -> Evidence:
     processes = tuple(facts for pid in family(guard) if (facts := process_facts(pid)))
     pythons = [each.pid for each in processes if each.pid != guard]
     stacks: dict[int, str] = {}
-    gpus: list[str] = []
+    gpus: list[Gpus] = []
     with suppress(TimeoutError):
         async with asyncio.timeout(LIMIT_S):
             await asyncio.gather(_keep_gpus(gpus), *(_keep_stack(pid, stacks) for pid in pythons))
-    return Evidence(processes, tuple(stacks.items()), tuple(gpus))
+    told = tuple(replace(each, stack=stacks.get(each.pid, "")) for each in processes)
+    return Evidence(told, gpus[0] if gpus else NO_GPUS)
 
 
 def family(root: int) -> list[int]:
@@ -104,8 +86,8 @@ def _read(path: str) -> str:
     return ""
 
 
-async def _keep_gpus(found: list[str]) -> None:
-    found += await gpu.facts()
+async def _keep_gpus(found: list[Gpus]) -> None:
+    found.append(await gpu.facts())
 
 
 async def _keep_stack(pid: int, stacks: dict[int, str]) -> None:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vllmd.incident import Incident
 from vllmd.wire import Continued, ModelStatus
 
 
@@ -19,12 +20,12 @@ class Entry:
     Args:
         number: 1 for the first since the daemon began.
         status: the model afterwards.
-        continued: the answer that another engine goes on with; None for a change of state or phase.
+        news: an answer that another engine goes on with, or an incident; None for a change of state or phase.
     """
 
     number: int
     status: ModelStatus
-    continued: Continued | None = None
+    news: Continued | Incident | None = None
 
 
 class Feed:
@@ -40,10 +41,10 @@ class Feed:
         self.last = 0
         """The number of the newest entry; 0 before the first."""
 
-    def publish(self, status: ModelStatus, continued: Continued | None = None) -> None:
+    def publish(self, status: ModelStatus, news: Continued | Incident | None = None) -> None:
         """Adds an entry and wakes everyone who waits."""
         self.last += 1
-        self._entries.append(Entry(self.last, status, continued))
+        self._entries.append(Entry(self.last, status, news))
         self._more.set()
         self._more = asyncio.Event()
 

@@ -1,16 +1,19 @@
 """One life of an engine: from its environment to the end of its last descendant."""
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
 
+from vllmd import __version__
 from vllmd.engine import evidence, gpu, memory
+from vllmd.engine.distributions import installed
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
 from vllmd.engine.gauges import TRACE
-from vllmd.engine.incidents import Incident
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.plan import Plan
@@ -19,6 +22,7 @@ from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
 from vllmd.errors import InstallError, VllmdError
+from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
 from vllmd.wire import PhaseSpan
 
@@ -61,7 +65,8 @@ class Generation:
         self.was_ready = bool(kept and kept.record and kept.record.was_ready)
         self.progress: Progress | None = None
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._evidence: Evidence | None = None
+        self._evidence = Evidence()
+        self._root: Path | None = None
         self._began_at = time.time()
         self._plan = plan
         self._secrets = secrets_in({**plan.environ, **plan.model.env})
@@ -156,16 +161,26 @@ class Generation:
         if self._process:
             self._evidence = await evidence.examine(self._process.pid)
 
-    def incident(self, model: str, verdict: Verdict) -> Incident:
-        """What is known of its end."""
-        return Incident(
-            model=model,
+    def report(self, verdict: Verdict) -> IncidentReport:
+        """What is known of its end; when it is written down it gets its name."""
+        vllm, python = installed(self._root) if self._root else ("", "")
+        gpus = self._evidence.gpus
+        return IncidentReport(
+            id="",
+            at=0.0,
+            model=self._plan.name,
             generation=self.number,
-            verdict=verdict,
+            cause=verdict.cause,
+            reason=verdict.message,
+            hint=verdict.hint,
             lived_s=round(time.time() - self._began_at, 3),
             was_ready=self.was_ready,
+            permanent=verdict.permanent,
+            config_digest=self._plan.digest,
+            versions=Versions(__version__, vllm, python, os.uname().release, gpus.driver),
+            gpus=gpus.lines,
+            processes=self._evidence.processes,
             lines=tuple(self.lines),
-            evidence=self._evidence,
         )
 
     async def _environment(self) -> Environment:
@@ -183,8 +198,10 @@ class Generation:
     async def _begin(self) -> AbstractAsyncContextManager[Process]:
         """A start, or what goes on with the engine that is there."""
         if self._kept and self._kept.record and self._kept.tether:
+            self._root = _root_of(self._kept.record.leader)
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
         environment = await self._environment()
+        self._root = environment.root
         self._plan.make_directory(self.number)
         return spawn(self._plan.command(self.number, environment), self._take_line)
 
@@ -241,6 +258,8 @@ class Generation:
             yield
         finally:
             watch.cancel()
+        if not self._asked_to_end:  # else it was looked at before it was killed
+            self._evidence = Evidence(gpus=await gpu.facts())
         await gpu.memory_is_back(family)
 
     async def _watch(self, guard: int, family: set[int]) -> None:
@@ -274,6 +293,15 @@ class Generation:
             self.progress = progress
             self._recorder.note(progress.phase, self._now())
             self._on_progress()
+
+
+def _root_of(leader: int) -> Path | None:
+    """The environment that a running engine was started from: it is `ROOT/bin/python ROOT/bin/vllm serve …`."""
+    try:
+        words = Path(f"/proc/{leader}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return Path(os.fsdecode(words[0])).parent.parent if words[0] else None
 
 
 def _being_cancelled() -> bool:

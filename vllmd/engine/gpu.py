@@ -6,17 +6,42 @@ answer: none, or a sentence.
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 BACK_WITHIN_S = 30.0
 PAUSE_S = 0.2
+ANSWER_S = 5.0
+"""What a driver gets for an answer: a card that has fallen off the bus can take minutes, and nobody shall wait."""
 
 
-async def facts() -> tuple[str, ...]:
-    """Memory and load of each GPU, a line for each; nothing where there is no way to ask."""
-    return await asyncio.to_thread(_facts)
+@dataclass(frozen=True)
+class Gpus:
+    """What the driver says; nothing where there is no way to ask.
+
+    Args:
+        driver: its version.
+        lines: one for each GPU, and one for each process that holds memory of it.
+    """
+
+    driver: str = ""
+    lines: tuple[str, ...] = ()
+
+
+NO_GPUS = Gpus()
+"""Nothing is known."""
+
+
+async def facts() -> Gpus:
+    """Kind, memory, load and health of each GPU, after at most `ANSWER_S` seconds."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await asyncio.to_thread(_facts)
+    except TimeoutError:
+        return Gpus(lines=(f"the driver has not answered in {ANSWER_S:g} s",))
 
 
 async def memory_is_back(pids: set[int]) -> None:
@@ -32,20 +57,59 @@ async def memory_is_back(pids: set[int]) -> None:
         await asyncio.sleep(PAUSE_S)
 
 
-def _facts() -> tuple[str, ...]:
+def _facts() -> Gpus:
     nvml = _nvml()
     if nvml is None:
-        return ()
+        return NO_GPUS
+    driver = _answer(lambda: _text(nvml.nvmlSystemGetDriverVersion()))
     try:
-        return tuple(_describe(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
+        count = nvml.nvmlDeviceGetCount()
     except Exception as error:  # NVML's errors have no common name without the package
-        return (f"the driver does not answer: {error}",)
+        return Gpus(driver, (f"the driver does not answer: {error}",))
+    return Gpus(driver, tuple(line for number in range(count) for line in _describe(nvml, number)))
 
 
-def _describe(nvml: Any, number: int) -> str:
-    gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-    memory, load = nvml.nvmlDeviceGetMemoryInfo(gpu), nvml.nvmlDeviceGetUtilizationRates(gpu)
-    return f"GPU {number}: {memory.used >> 20} of {memory.total >> 20} MiB used, {load.gpu} % busy"
+def _describe(nvml: Any, number: int) -> Iterator[str]:
+    """What is known of one GPU. A card that is lost, or too old to count errors, says so in the place of an answer."""
+    try:
+        gpu = nvml.nvmlDeviceGetHandleByIndex(number)
+        memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
+    except Exception as error:
+        yield f"GPU {number}: {error}"
+        return
+    words = (
+        lambda: _text(nvml.nvmlDeviceGetName(gpu)),
+        lambda: f"{memory.used >> 20} of {memory.total >> 20} MiB used",
+        lambda: f"{nvml.nvmlDeviceGetUtilizationRates(gpu).gpu} % busy",
+        lambda: f"{nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)} °C",
+        lambda: _errors(nvml, gpu),
+    )
+    yield f"GPU {number}: " + ", ".join(filter(None, map(_answer, words)))
+    for each in _holders(nvml, gpu):
+        yield f"GPU {number}: process {each.pid} holds {(each.usedGpuMemory or 0) >> 20} MiB"
+
+
+def _errors(nvml: Any, gpu: Any) -> str:
+    count = nvml.nvmlDeviceGetTotalEccErrors(gpu, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
+    return f"{count} memory errors that could not be corrected" if count else ""
+
+
+def _holders(nvml: Any, gpu: Any) -> list[Any]:
+    try:
+        return list(nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
+    except Exception:  # in a container it may not be told
+        return []
+
+
+def _answer(question: Callable[[], str]) -> str:
+    try:
+        return question()
+    except Exception:  # not every card knows everything
+        return ""
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _memory_of(pids: set[int]) -> int:

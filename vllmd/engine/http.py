@@ -4,9 +4,8 @@ No I/O: bytes go in as they come, cut anywhere.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from vllmd.engine.body import CRLF, FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
 
@@ -14,6 +13,10 @@ HEAD_BYTES = 64 * 1024
 """A longer head is none."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: " + TEXT + rb")?")
+_WHOLE_HEAD = re.compile(
+    rb"HTTP/1\.([01]) ([2-5]\d\d)(?: " + TEXT + rb")?\r\n((?:" + FIELD.pattern.replace(b"(", b"(?:") + rb"\r\n)*)\r\n"
+)
+"""A head that comes in one read and has no interim one before it, as nearly all do."""
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 _ASKED = re.compile(rb"[A-Z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.1")
@@ -72,8 +75,9 @@ class Headers(Mapping[str, str]):
     def __init__(self, fields: Iterable[tuple[str, str]] = ()) -> None:
         self._fields: dict[str, str] = {}
         for name, value in fields:
-            before = self._fields.get(name.lower())
-            self._fields[name.lower()] = value if before is None else f"{before}, {value}"
+            lower = name.lower()
+            before = self._fields.get(lower)
+            self._fields[lower] = value if before is None else f"{before}, {value}"
 
     def __getitem__(self, name: str) -> str:
         return self._fields[name.lower()]
@@ -84,9 +88,18 @@ class Headers(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._fields)
 
+    def items(self) -> ItemsView[str, str]:
+        """All of them; as `Mapping` has it, at a tenth of the cost."""
+        return self._fields.items()
+
+    def said(self, name: str) -> str | None:
+        """The value of a name in lower case; None if it is not there."""
+        return self._fields.get(name)
+
     def has(self, name: str, word: str) -> bool:
         """Whether the list in that header has this word, in any case."""
-        return word in (each.strip().lower() for each in self._fields.get(name, "").split(","))
+        said = self._fields.get(name)
+        return said is not None and word in (each.strip().lower() for each in said.split(","))
 
 
 @dataclass(frozen=True)
@@ -96,10 +109,10 @@ class Head:
     status: int
     headers: Headers
 
-    @cached_property
+    @property
     def is_stream(self) -> bool:
         """Whether the body is server-sent events."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream"
+        return (self.headers.said("content-type") or "").partition(";")[0].strip().lower() == "text/event-stream"
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,8 @@ class HeadReader:
 
     def feed(self, data: bytes) -> Answer | None:
         """Takes bytes as they come; returns the answer once its head is whole. Raises NotHttp."""
+        if not self._status and not self._lines.is_inside and (whole := _WHOLE_HEAD.match(data, 0, HEAD_BYTES)):
+            return self._at_once(whole, data)
         at = 0
         while at < len(data):
             line, at = self._lines.take(data, at)
@@ -147,6 +162,13 @@ class HeadReader:
             elif line is not None and self._is_final():
                 return self._answer(data[at:])
         return None
+
+    def _at_once(self, whole: re.Match[bytes], data: bytes) -> Answer:
+        self._minor, self._status = int(whole[1]), int(whole[2])
+        for line in whole[3].decode(errors="replace").split("\r\n")[:-1]:
+            name, _, value = line.partition(":")
+            self._fields.append((name, value.strip(" \t")))
+        return self._answer(data[whole.end() :])
 
     def _line(self, line: bytes) -> None:
         found = (FIELD if self._status else _STATUS_LINE).fullmatch(line)
@@ -177,13 +199,15 @@ class HeadReader:
 
 def _body(headers: Headers, minor: int) -> Body:
     """What follows a head (RFC 9112, 6.3). Raises NotHttp where there would be two opinions about it."""
-    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    coding, length = headers.said("transfer-encoding"), headers.said("content-length")
     if coding is not None:
         if coding.lower() != "chunked" or length is not None or not minor:
             raise NotHttp("nobody can tell where its body ends")
         return Chunks()
     if length is None:
         return Body()
+    if _LENGTH.fullmatch(length):
+        return Sized(int(length))
     lengths = {each.strip() for each in length.split(",")}
     if len(lengths) > 1 or not _LENGTH.fullmatch(size := lengths.pop()):
         raise NotHttp("nobody can tell how long its body is")

@@ -18,7 +18,7 @@ from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.gauges import Gauges, Scraping
 from vllmd.engine.generation import Generation
-from vllmd.engine.incidents import Incidents
+from vllmd.engine.incidents import archive_in
 from vllmd.engine.kept import NOWHERE, Kept, Store
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
@@ -96,7 +96,7 @@ class Supervisor:
         self._probing: asyncio.Task[None] | None = None
         self._living: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._incidents = Incidents(plan.state / "incidents")
+        self._archive = archive_in(plan.state)
         self._progressed_at = 0.0
         self._since = time.time()
 
@@ -292,8 +292,10 @@ class Supervisor:
             if self.engine.after_stop not in (State.BACKOFF, State.FAILED) or self.engine.verdict is None:
                 return
             verdict = self.engine.verdict
-        if path := self._incidents.write(generation.incident(self.name, verdict)):
+        if incident := self._archive.write(generation.report(verdict)):
+            path = self._archive.path(incident.id)
             log.info("%s: what is known of its end: %s", self.name, path, extra=self._about)
+            self._feed.publish(self.status, incident)
 
     async def _probe(self, client: EngineClient, after_s: float, epoch: int) -> None:
         await due(client, after_s)

@@ -1,12 +1,14 @@
 """The route table and the order of the middleware: everything that is served, on one screen."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from aiohttp import web
 
 from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.feed import Feed
+from vllmd.engine.incidents import archive_in
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
@@ -14,6 +16,7 @@ from vllmd.server.admission import only_with_a_key
 from vllmd.server.assets import FOLDER, Assets, read
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
+from vllmd.server.incidents import Incidents
 from vllmd.server.keyring import Keyring
 from vllmd.server.logs import Logs
 from vllmd.server.openai import INFERENCE, OpenAI
@@ -44,13 +47,14 @@ def build(
     logs = Logs(current, supervisors)
     requests = Requests(calls, current)
     assets = Assets(current, dict(read(FOLDER)))
+    incidents = Incidents(current, supervisors.keys(), archive_in(Path(current.config.paths.state)))
 
     app = _guarded(current, keyring, accounts)
     app.on_response_prepare.extend((middleware.sign, shield, middleware.part_if(calls)))
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
-            *(web.post(path, openai.infer) for path in INFERENCE),
+            *(web.post(path, openai.infer(path)) for path in INFERENCE),
             web.get(routes.MODELS, openai.models),
             web.get(routes.MODELS + "/{name:.+}", openai.model),
             web.post(routes.PROMPT, prompt.prompt),
@@ -63,6 +67,8 @@ def build(
             web.get(routes.STATUS, control.status),
             web.get(routes.EVENTS, control.events),
             web.get(routes.LOGS, logs.lines),
+            web.get(routes.INCIDENTS, incidents.list),
+            web.get(routes.INCIDENTS + "/{id:.+}", incidents.whole),
             web.get(routes.REQUESTS, requests.list),
             web.get(routes.PLAN, reload.plan),
             web.post(routes.RELOAD, reload.reload),

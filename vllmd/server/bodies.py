@@ -2,11 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Collection, Sized
 from typing import Any, TypeVar
 
 from aiohttp import web
 
+from vllmd import trace
+from vllmd.about import CURRENT
 from vllmd.errors import ModelNotFound, RequestError, TooSlow, VllmdError
 from vllmd.limits import Limits
 from vllmd.routes import WAIT_HEADER
@@ -19,9 +21,8 @@ T = TypeVar("T", bound=Sized)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
-_PASSED = frozenset({"accept", "user-agent", "traceparent", "tracestate", "anthropic-version", "anthropic-beta"})
-"""The client's headers that the engine gets to see."""
-
+_PASSED = frozenset({"accept", "user-agent", "anthropic-version", "anthropic-beta"})
+"""The client's headers that the engine gets to see, beside those of `trace`."""
 
 BYTES_PER_S = 64 * 1024
 """So fast a body has to come at least, after the time that any may take."""
@@ -87,7 +88,7 @@ def mistake(request_id: str) -> VllmdError:
     return VllmdError("vllmd made a mistake", f"its log says more about request {request_id}")
 
 
-def choose_model(wanted: object, known: Iterable[str], default: str) -> str:
+def choose_model(wanted: object, known: Collection[str], default: str) -> str:
     """The configured model that a request means; None and an empty name mean the default.
 
     Raises:
@@ -98,27 +99,49 @@ def choose_model(wanted: object, known: Iterable[str], default: str) -> str:
         return default
     if not isinstance(wanted, str):
         raise RequestError(f"model: expected a string, found {wanted!r}", param="model")
-    names = list(known)
-    if wanted not in names:
+    if wanted not in known:
+        names = list(known)
         listed = ", ".join(names)
         raise ModelNotFound(f"no model {wanted!r} here{nearest(wanted, names)}", f"known are: {listed}", "model")
     return wanted
 
 
-def make_call(request: web.Request, *, model: str, path: str, body: bytes, stream: bool) -> Call:
-    """The call that `request` makes for; the body is what the engine will be sent."""
+def make_call(
+    request: web.Request, *, model: str, path: str, body: bytes, stream: bool, begins_traces: bool = False
+) -> Call:
+    """The call that `request` makes for; the body is what the engine will be sent.
+
+    Args:
+        begins_traces: a request that is part of no trace begins one.
+    """
+    request_id = request[REQUEST_ID]
+    headers = _engine_headers(request, request_id)
+    if begins_traces or trace.PARENT in request.headers:
+        headers |= _trace_headers(request, begins_traces)
     return Call(
-        id=request[REQUEST_ID],
+        id=request_id,
         who=identify(request).name,
         model=model,
         path=path,
         body=body,
-        headers=_engine_headers(request),
+        headers=headers,
         stream=stream,
         may_wait=request.headers.get(WAIT_HEADER, "1").strip() != "0",
     )
 
 
-def _engine_headers(request: web.Request) -> Mapping[str, str]:
+def _engine_headers(request: web.Request, request_id: str) -> dict[str, str]:
     passed: dict[str, Any] = {key: value for key, value in request.headers.items() if key.lower() in _PASSED}
-    return {**passed, "Content-Type": "application/json", "X-Request-Id": request[REQUEST_ID]}
+    return {**passed, "Content-Type": "application/json", "X-Request-Id": request_id}
+
+
+def _trace_headers(request: web.Request, begins_traces: bool) -> dict[str, str]:
+    """Those that tell the engine which trace the request is part of; what is logged for it says so from here on."""
+    headers = request.headers
+    found = trace.read(headers.getall(trace.PARENT, ()), headers.getall(trace.STATE, ()))
+    if found is None and begins_traces:
+        found = trace.begin()
+    if found is None:
+        return {}
+    CURRENT.set({**CURRENT.get(), "trace_id": found.id})
+    return found.headers

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,6 +73,22 @@ class Ledger(Protocol):
         """A call that was admitted is over; its answer can still be asked."""
 
 
+class UnderWay:
+    """The context manager of `Calls.under_way`."""
+
+    __slots__ = ("_call", "_calls")
+
+    def __init__(self, calls: "Calls", call: Call) -> None:
+        self._calls = calls
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._calls.add(self._call)
+
+    def __exit__(self, *exc: object) -> None:
+        self._calls.discard(self._call)
+
+
 class Calls:
     """All calls under way. Leaving them one by one, or cutting them short, is how a daemon drains.
 
@@ -92,13 +107,16 @@ class Calls:
         """When the last call ended, in `time.monotonic`'s seconds; of no meaning while one is under way."""
         self._left: asyncio.Event | None = None
 
-    @contextmanager
-    def under_way(self, call: Call) -> Iterator[None]:
-        """Counts `call` among those under way; it belongs to the current task.
+    def under_way(self, call: Call) -> "UnderWay":
+        """Counts `call` among those under way for the block; it belongs to the current task.
 
         Raises:
-            VllmdError: what `close` was given, or why the ledger does not admit it.
+            VllmdError: where the block begins: what `close` was given, or why the ledger does not admit it.
         """
+        return UnderWay(self, call)
+
+    def add(self, call: Call) -> None:
+        """It is under way from now on."""
         if call.model not in self._spared:
             self.refuse_if_closed()
         if self._ledger is not None:
@@ -107,19 +125,19 @@ class Calls:
         assert task is not None, "a call is served by a task"
         self._tasks[call] = task
         self._idle.clear()
-        try:
-            yield
-        finally:
-            del self._tasks[call]
-            if self._ledger is not None:
-                self._ledger.settle(call)
-            call.answer = None  # which knows the call: nobody shall have to wait for the garbage collector
-            if not self._tasks:
-                self._idle.set()
-                self.idle_since = time.monotonic()
-            if self._left is not None:  # made only by who waits
-                self._left.set()
-                self._left = None
+
+    def discard(self, call: Call) -> None:
+        """It no longer is."""
+        del self._tasks[call]
+        if self._ledger is not None:
+            self._ledger.settle(call)
+        call.answer = None  # which knows the call: nobody shall have to wait for the garbage collector
+        if not self._tasks:
+            self._idle.set()
+            self.idle_since = time.monotonic()
+        if self._left is not None:  # made only by who waits
+            self._left.set()
+            self._left = None
 
     def refuse_if_closed(self) -> None:
         """Raises what `close` was given, if it was called."""

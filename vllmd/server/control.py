@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
@@ -14,6 +14,7 @@ from vllmd.config import Current
 from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import NotReady, RequestError
+from vllmd.incident import Incident
 from vllmd.lifecycle import Load, Restart, State, Unload
 from vllmd.server.access import identify, require_administrator, why_denied
 from vllmd.server.accounts import Accounts
@@ -25,10 +26,11 @@ from vllmd.server.queries import WAIT
 from vllmd.server.queue import places
 from vllmd.server.refusals import not_ready
 from vllmd.server.requests import rate_of
-from vllmd.wire import ModelStatus
+from vllmd.wire import Continued, ModelStatus
 
 _SETTLED = (State.READY, State.STOPPED, State.FAILED)
 _NUMBER = re.compile("[0-9]{1,18}")
+_EVENTS: dict[type, str] = {ModelStatus: "model", Continued: "continued", Incident: "incident"}
 _ORDERS: dict[str, type[Load] | type[Unload] | type[Restart]] = {"load": Load, "unload": Unload, "restart": Restart}
 
 
@@ -109,7 +111,7 @@ class Control:
         )
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Every change of state and phase: the present first, or what came after `Last-Event-ID`."""
+        """Every change of state and phase, every incident: the present first, or what came after `Last-Event-ID`."""
         last = _last_event_id(request)
         require_client(request)
         async with (
@@ -161,6 +163,5 @@ def _last_event_id(request: web.Request) -> int | None:
 
 async def _send(stream: EventSourceResponse, entries: Sequence[Entry]) -> None:
     for entry in entries:
-        event = "continued" if entry.continued else "model"
-        body = wire.dumps(wire.to_json(entry.continued or entry.status))
-        await stream.send(body, id=str(entry.number), event=event)
+        told = entry.news or entry.status
+        await stream.send(wire.dumps(asdict(told)), id=str(entry.number), event=_EVENTS[type(told)])

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllmd import routes
-from vllmd.config import Model
 from vllmd.errors import RequestError
 from vllmd.limits import Limits
 
@@ -42,20 +41,18 @@ def check(table: Mapping[str, Any], path: str, limits: Limits) -> None:
             raise RequestError(said, "limits.max_tokens is the administrator's", field)
 
 
-def additions(
-    table: Mapping[str, Any], path: str, limits: Limits, priority: int, *, is_prioritised: bool
-) -> dict[str, int]:
+def additions(table: Mapping[str, Any], path: str, limits: Limits, priority: int | None) -> dict[str, int]:
     """What the engine is told beside what the client has said.
 
     Args:
-        priority: of the identity; a client may ask for a lesser one, which is a higher number.
-        is_prioritised: whether the engine's scheduler minds priorities; others refuse requests that have one.
+        priority: of the identity; a client may ask for a lesser one, which is a higher number. None where the engine's
+            scheduler minds no priorities: it refuses requests that have one.
     """
     added: dict[str, int] = {}
     longest = LONGEST.get(path)
     if limits.max_tokens and longest and table.get(longest) is None and table.get(OLDER) is None:
         added[longest] = limits.max_tokens
-    if is_prioritised and path in PRIORITISED:
+    if priority is not None and path in PRIORITISED:
         asked = table.get("priority")
         lesser = isinstance(asked, int) and not isinstance(asked, bool) and asked > priority
         if not lesser and asked != priority:
@@ -77,11 +74,6 @@ def with_additions(body: bytes, added: Mapping[str, int]) -> bytes:
     before = body.rstrip(b" \t\n\r").removesuffix(b"}")
     comma = b"" if before.rstrip(b" \t\n\r").endswith(b"{") else b","
     return before + comma + json.dumps(dict(added)).encode()[1:]
-
-
-def is_prioritised(model: Model) -> bool:
-    """Whether a model's engine is told to mind priorities."""
-    return model.flag("scheduling-policy") == "priority"
 
 
 def _prompts(prompt: object) -> int:

@@ -2,8 +2,8 @@
 
 import logging
 import re
-import uuid
 from collections.abc import Awaitable, Callable
+from random import getrandbits
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -20,7 +20,7 @@ from vllmd.errors import (
     VllmdError,
     outcome_of,
 )
-from vllmd.server.access import identify
+from vllmd.server.access import peer_of
 from vllmd.server.bodies import REQUEST_ID, json_response, mistake
 from vllmd.server.calls import Calls
 from vllmd.wire import error_body
@@ -49,8 +49,8 @@ async def request_id(request: web.Request, handler: Handler) -> web.StreamRespon
     What is logged for the request says so (`about.CURRENT`).
     """
     given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-    uid = identify(request).uid
+    request[REQUEST_ID] = given if given and _SANE_ID.fullmatch(given) else f"{getrandbits(128):032x}"
+    uid = peer_of(request).uid
     CURRENT.set({"request_id": request[REQUEST_ID], **({} if uid is None else {"uid": str(uid)})})
     return await handler(request)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from vllmd import routes
 from vllmd.config import Current
@@ -51,18 +52,22 @@ class OpenAI:
         self._current = current
         self._accounts = accounts
 
-    async def infer(self, request: web.Request) -> web.StreamResponse:
-        """Relays a request for inference; its bytes pass unchanged."""
-        call, door = await self._call(request), PlainDoor(request)
-        await self._relay.carry(call, door)
-        assert door.response is not None, "a call that ends without an error has an answer"
-        return door.response
+    def infer(self, path: str) -> Handler:
+        """The handler that relays requests for inference to the engine's route `path`; their bytes pass unchanged."""
 
-    async def _call(self, request: web.Request) -> Call:
+        async def relay(request: web.Request) -> web.StreamResponse:
+            call, door = await self._call(request, path), PlainDoor(request)
+            await self._relay.carry(call, door)
+            assert door.response is not None, "a call that ends without an error has an answer"
+            return door.response
+
+        return relay
+
+    async def _call(self, request: web.Request, path: str) -> Call:
         """What is asked. The request's JSON is looked at here and not kept."""
         body = await read_body(request, self._current.config.limits)
-        table, path = read_json(body), route_of(request)
-        if not isinstance(table, Mapping):
+        table = read_json(body)
+        if not isinstance(table, dict):
             raise RequestError("the body is not a JSON object")
         model = choose_model(table.get("model"), self._supervisors, self._current.config.default_model)
         return make_call(
@@ -71,15 +76,16 @@ class OpenAI:
             path=path,
             body=self._checked(body, table, path, model, identify(request)),
             stream=table.get("stream") is True and path in STREAMING,
+            begins_traces=self._current.config.relay.trace,
         )
 
     def _checked(self, body: bytes, table: Mapping[str, Any], path: str, model: str, who: Identity) -> bytes:
         """What the engine is sent: the client's bytes. Raises RequestError if they ask for too much."""
         limits = self._current.config.limits
         demands.check(table, path, limits)
-        is_prioritised = demands.is_prioritised(self._current.config.models[model])
-        priority = self._accounts.of(who).allowed.priority
-        added = demands.additions(table, path, limits, priority, is_prioritised=is_prioritised)
+        is_prioritised = self._current.config.models[model].is_prioritised
+        priority = self._accounts.of(who).allowed.priority if is_prioritised else None
+        added = demands.additions(table, path, limits, priority)
         return demands.with_additions(body, added)
 
     async def models(self, request: web.Request) -> web.Response:
@@ -90,14 +96,6 @@ class OpenAI:
         """One model."""
         name = choose_model(request.match_info["name"], self._supervisors, self._current.config.default_model)
         return json_response(_card(self._supervisors[name]))
-
-
-def route_of(request: web.Request) -> str:
-    """The engine's route: the one of `INFERENCE` under which the request was found, however it was spelled."""
-    resource = request.match_info.route.resource
-    assert resource is not None
-    assert resource.canonical in INFERENCE, "nothing else is relayed"
-    return resource.canonical
 
 
 def _card(supervisor: Supervisor) -> dict[str, Any]:

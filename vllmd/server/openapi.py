@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from vllmd import __version__, routes, wire
+from vllmd import __version__, incident, routes, wire
 from vllmd.errors import VllmdError
 from vllmd.server import queries
 from vllmd.server.assets import TYPES
@@ -52,6 +52,7 @@ BODIES: Mapping[str, Schema] = {
 QUERIES: Mapping[str, tuple[queries.Number | queries.Text, ...]] = {
     ORDER: (queries.WAIT,),
     routes.LOGS: (queries.MODEL, queries.LINES, queries.FOLLOW),
+    routes.INCIDENTS: (queries.OF_MODEL, queries.LIMIT),
 }
 """Of each route that reads any, what stands behind its `?`."""
 
@@ -63,6 +64,8 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     routes.STATUS: {_JSON: _ref("Status")},
     routes.EVENTS: {_EVENTS: {}},
     routes.LOGS: {_JSON: _object(model=_TEXT, lines={"type": "array", "items": _ref("LogLine")}), _EVENTS: {}},
+    routes.INCIDENTS: {_JSON: _object(incidents={"type": "array", "items": _ref("Incident")})},
+    f"{routes.INCIDENTS}/{{id}}": {_JSON: _ref("IncidentReport")},
     routes.REQUESTS: {_JSON: _object(requests={"type": "array", "items": _ref("RequestStatus")})},
     f"{routes.REQUESTS}/{{id}}": {_JSON: _object(id=_TEXT, cancelled={"type": "integer"})},
     routes.PLAN: {_JSON: _CHANGES},
@@ -86,6 +89,8 @@ _TIMINGS = _object(queue_s=_NUMBER_OR_NULL, first_token_s=_NUMBER_OR_NULL, token
 SCHEMAS: Mapping[str, Schema] = {
     "Status": schema_of(wire.Status, is_strict=False),
     "LogLine": schema_of(wire.LogLine, is_strict=False),
+    "Incident": schema_of(incident.Incident, is_strict=False),
+    "IncidentReport": schema_of(incident.IncidentReport, is_strict=False),
     "RequestStatus": schema_of(wire.RequestStatus, is_strict=False),
     "Change": schema_of(wire.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},

@@ -36,7 +36,7 @@ class Passage:
         wake: called when there is something that needs an await.
 
     Attributes:
-        head: of the engine's answer; None as long as there is none.
+        head: of the engine's answer; None as long as there is none. is_stream: it is answered with events.
         body: the answer, if it is no stream.
         said, comments: how many events or parts of them have come, and how many of the engine's comments.
         opens: the door has something to open for; flows: it is open, and events go straight through.
@@ -72,6 +72,7 @@ class Passage:
         "head",
         "is_done",
         "is_paused",
+        "is_stream",
         "nonsense",
         "opens",
     )
@@ -105,7 +106,7 @@ class Passage:
         self.fault: Fault | None = None
         self.nonsense: VllmdError | None = None
         self.error: Exception | None = None
-        self.opens = self.flows = self.is_paused = self.is_done = self.has_ended = False
+        self.is_stream = self.opens = self.flows = self.is_paused = self.is_done = self.has_ended = False
         self.glance = no_glance
 
     @property
@@ -123,16 +124,11 @@ class Passage:
         """About how many tokens have come: the pieces of text, where they are known as such, else all events."""
         return self._straight.count if self._straight.keep is not None else self.said
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether the engine answers with events."""
-        return self.head is not None and self.head.is_stream
-
     # ── the engine's side: called as bytes come ──
 
     def begun(self, head: Head) -> None:
         """The engine answers."""
-        self.head = head
+        self.head, self.is_stream = head, head.is_stream
 
     def payload(self, data: bytes) -> None:
         """Bytes of the answer, cut anywhere."""

@@ -49,14 +49,21 @@ class Prompt:
         demands.check(table, routes.CHAT_COMPLETIONS, self._current.config.limits)
         table |= self._priority(request, model)
         body = wire.dumps(table).encode()
-        call = make_call(request, model=model, path=routes.CHAT_COMPLETIONS, body=body, stream=asked.stream)
+        call = make_call(
+            request,
+            model=model,
+            path=routes.CHAT_COMPLETIONS,
+            body=body,
+            stream=asked.stream,
+            begins_traces=self._current.config.relay.trace,
+        )
         door = TextDoor(request, call) if asked.stream else JsonDoor(request, call)
         await self._relay.carry(call, door)
         assert door.response is not None, "a call that ends without an error has an answer"
         return door.response
 
     def _priority(self, request: web.Request, model: str) -> dict[str, int]:
-        if not demands.is_prioritised(self._current.config.models[model]):
+        if not self._current.config.models[model].is_prioritised:
             return {}
         return {"priority": self._accounts.of(identify(request)).allowed.priority}
 

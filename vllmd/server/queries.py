@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from vllmd.engine.incidents import KEEP
 from vllmd.engine.lines import KEPT_LINES
 from vllmd.errors import RequestError
 
@@ -50,3 +51,5 @@ WAIT = Number("wait", 0, "1: answer once the outcome is there, not at once")
 LINES = Number("lines", KEPT_LINES, "so many of the last lines")
 FOLLOW = Number("follow", 0, "1: events, and the next lines as they come")
 MODEL = Text("model", "the model's name; the default model's where it is left out")
+LIMIT = Number("limit", KEEP, "so many of the newest")
+OF_MODEL = Text("model", "only those of this model")

@@ -6,8 +6,7 @@ vLLM serves them in order of arrival, and one client's thousand requests would d
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from vllmd import config
@@ -58,6 +57,25 @@ class Waiting(Ticket):
     answer: "asyncio.Future[EngineClient | Unavailable]"
 
 
+class Turn:
+    """The context manager of `Queue.turn`; a generator would cost several times as much, and each request has one."""
+
+    __slots__ = ("_call", "_lane", "_queue", "_supervisor", "_tell")
+
+    def __init__(self, queue: "Queue", call: Call, supervisor: Supervisor, tell: Tell) -> None:
+        self._queue = queue
+        self._call = call
+        self._lane = Lane(call.model, call.path not in BESIDE)
+        self._supervisor = supervisor
+        self._tell = tell
+
+    async def __aenter__(self) -> EngineClient:
+        return await self._queue.enter(self._call, self._lane, self._supervisor, self._tell)
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._queue.leave(self._call, self._lane, self._supervisor)
+
+
 class Queue:
     """The calls that wait, and the places that they wait for.
 
@@ -95,9 +113,10 @@ class Queue:
         """How many calls wait."""
         return len(self._turns)
 
-    @asynccontextmanager
-    async def turn(self, call: Call, supervisor: Supervisor, tell: Tell) -> AsyncIterator[EngineClient]:
-        """Waits until the engine is ready and it is the call's turn; the call has a place in it for the block.
+    def turn(self, call: Call, supervisor: Supervisor, tell: Tell) -> "Turn":
+        """An async context manager that waits until the engine is ready and it is the call's turn.
+
+        The call has a place in the engine for the block, and the block gets the way to it.
 
         At most `queue.limit` calls wait, of all models together. In a full queue the identity that waits most gives up
         its newest call for the one that comes; where that would be the newcomer's own identity, or one that waits no
@@ -116,16 +135,20 @@ class Queue:
             Overloaded: too many wait already, or no place became free in time, or the client does not want to wait.
             TooMany: too many of this client's calls wait.
         """
-        lane = Lane(call.model, call.path not in BESIDE)
+        return Turn(self, call, supervisor, tell)
+
+    # ── one call: what its turn calls ──
+
+    async def enter(self, call: Call, lane: Lane, supervisor: Supervisor, tell: Tell) -> EngineClient:
+        """Returns when the call has a place. Raises as `turn` says."""
         client = supervisor.client
         if client is None or not self._turns.take(lane, call.who):
-            client = await self._hold(call, lane, supervisor, tell)
-        try:
-            yield client
-        finally:
-            self._give_back(lane, call.who, supervisor)
+            return await self._hold(call, lane, supervisor, tell)
+        return client
 
-    # ── one call ──
+    def leave(self, call: Call, lane: Lane, supervisor: Supervisor) -> None:
+        """The call needs its place no more."""
+        self._give_back(lane, call.who, supervisor)
 
     async def _hold(self, call: Call, lane: Lane, supervisor: Supervisor, tell: Tell) -> EngineClient:
         now = asyncio.get_running_loop().time
