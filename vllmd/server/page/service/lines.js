@@ -9,7 +9,7 @@ const CHARACTERS = 2000;
 
 /**
  * @param {string} line as it was printed; vLLM's begin with process, level, time and place.
- * @returns {{level: string, prefix: string, message: string}} an unmarked line has no level: it belongs to the one before.
+ * @returns {{level: string, prefix: string, message: string}} no level for a line that belongs to the one before.
  */
 export function parted(line) {
   const plain = line.slice(0, CHARACTERS).replace(COLOUR, "");

@@ -4,8 +4,12 @@ import { element as el } from "../element.js";
 import { say } from "./dom.js";
 
 export class Meter {
-  /** @param {string} name what is measured. */
-  constructor(name) {
+  /**
+   * @param {string} name what is measured.
+   * @param {boolean} isGrave whether it is bad when it is full.
+   */
+  constructor(name, isGrave) {
+    this.isGrave = isGrave;
     this.value = el("strong", { class: "figure-value" });
     this.rest = el("span", { class: "figure-unit" });
     this.fill = el("span", { class: "meter-fill" });
@@ -23,6 +27,6 @@ export class Meter {
     say(this.value, value);
     say(this.rest, rest);
     this.fill.style.width = `${100 * Math.min(1, part)}%`;
-    this.element.dataset.level = part >= 0.9 ? "full" : part >= 0.7 ? "high" : "low";
+    this.element.dataset.level = this.isGrave && part >= 0.75 ? (part >= 0.95 ? "full" : "high") : "low";
   }
 }

@@ -41,9 +41,9 @@ export class Model {
     this.verdict = el("div", { class: "verdict", hidden: true }, this.reason, this.hint);
     this.timeline = new Timeline();
     this.rate = new Rate();
-    this.running = new Meter("Running");
-    this.held = new Meter("Waiting");
-    this.cache = new Meter("KV cache");
+    this.running = new Meter("Running", false);
+    this.held = new Meter("Waiting", true);
+    this.cache = new Meter("KV cache", true);
     const meters = [this.rate, this.running, this.held, this.cache].map((each) => each.element);
     this.figures = el("div", { class: "figures" }, ...meters);
     this.facts = el("p", { class: "facts" });
@@ -89,7 +89,7 @@ export class Model {
     const inside = model.engine_waiting ? ` + ${count(model.engine_waiting)} in the engine` : "";
     this.held.draw(count(model.held), of(status.queue_limit) + inside, model.held / (status.queue_limit || Infinity));
     show(this.cache.element, model.kv_cache_usage !== null);
-    this.cache.draw(percent(model.kv_cache_usage ?? 0), "in use", model.kv_cache_usage ?? 0);
+    this.cache.draw(percent(model.kv_cache_usage ?? 0), "", model.kv_cache_usage ?? 0);
   }
 
   #drawOrders(model, status) {

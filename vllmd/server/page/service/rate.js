@@ -2,9 +2,11 @@
 
 import { element as el } from "../element.js";
 import { say, svg } from "./dom.js";
-import { rate } from "./words.js";
+import { duration, rate } from "./words.js";
 
-export const WINDOW_S = 300;
+/** The line shows the last minute at first, and more as time goes by, up to this. */
+const WINDOW_S = 300;
+const FIRST_WINDOW_S = 60;
 
 /** Samples further apart than this have a gap between them: nobody looked. */
 const GAP_S = 6;
@@ -16,17 +18,18 @@ const HEIGHT = 48;
  * The line through samples, as SVG has it.
  * @param {Array<{at: number, value: number}>} samples in their order; `at` in seconds.
  * @param {number} now where the line ends, in seconds.
+ * @param {number} window how long ago it begins, in seconds.
  * @param {number} most the value at the top.
  * @returns {Array<string>} a path for each stretch without a gap.
  */
-export function paths(samples, now, most) {
+export function paths(samples, now, window, most) {
   const stretches = [];
   samples.forEach((sample, at) => {
     if (at === 0 || sample.at - samples[at - 1].at > GAP_S) stretches.push([]);
     stretches.at(-1).push(sample);
   });
   const place = ({ at, value }) => {
-    const x = WIDTH * (1 - (now - at) / WINDOW_S);
+    const x = WIDTH * (1 - (now - at) / window);
     return `${x.toFixed(1)} ${(HEIGHT - 1 - (HEIGHT - 4) * (value / most)).toFixed(1)}`;
   };
   return stretches.map((stretch) => `M${stretch.map(place).join("L")}`);
@@ -55,11 +58,12 @@ export class Rate {
 
   #draw(now) {
     const highest = Math.max(...this.samples.map((sample) => sample.value));
-    const lines = paths(this.samples, now, Math.max(highest, 1));
+    const window = Math.max(FIRST_WINDOW_S, now - this.samples[0].at);
+    const lines = paths(this.samples, now, window, Math.max(highest, 1));
     this.line.setAttribute("d", lines.join(""));
     this.area.setAttribute("d", lines.map(closed).join(""));
     say(this.value, rate(this.samples.at(-1).value));
-    say(this.most, highest > 0 ? `at most ${rate(highest)} in 5 min` : "");
+    say(this.most, highest > 0 ? `at most ${rate(highest)} in ${duration(60 * Math.ceil(window / 60))}` : "");
   }
 }
 

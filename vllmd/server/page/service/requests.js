@@ -49,20 +49,22 @@ export class Requests {
   }
 
   #row(request) {
-    const [model, age, tokens, speed] = COLUMNS.slice(1).map((name) => el("td", { "data-column": name.toLowerCase() }));
+    const cell = (name) => el("td", { "data-column": name.toLowerCase() });
+    const [model, age, tokens, speed] = COLUMNS.slice(1).map(cell);
     const state = el("span", { class: "request-state" });
     const id = el("span", { class: "request-id", title: request.id }, request.id);
     const light = el("span", { class: "light", "aria-hidden": "true" });
     const who = el("th", { scope: "row", "data-column": "who" }, light, request.who, " ", id, " ", state);
     const cancel = () => this.#cancel(request, button);
-    const button = el("button", { type: "button", "aria-label": `Cancel request ${request.id}`, onclick: cancel }, "Cancel");
+    const label = { "aria-label": `Cancel request ${request.id}` };
+    const button = el("button", { type: "button", ...label, onclick: cancel }, "Cancel");
     const element = el("tr", {}, who, model, age, tokens, speed, el("td", { "data-column": "cancel" }, button));
     const draw = (now) => {
       element.dataset.state = now.state;
       say(state, said(now));
       say(model, now.model);
       say(age, duration(now.age_s));
-      say(tokens, now.tokens === null ? "–" : count(now.tokens));
+      say(tokens, now.tokens === null || isHeld(now) ? "–" : count(now.tokens));
       say(speed, now.tokens_per_s === null ? "–" : `${rate(now.tokens_per_s)}/s`);
     };
     return { element, draw };

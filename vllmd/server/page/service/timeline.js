@@ -54,7 +54,8 @@ export class Timeline {
     const percent = model.percent === null ? "" : ` ${model.percent} %`;
     say(this.title, isStarting ? `${model.phase ?? "starting"}${percent}` : "Last start");
     const age = duration(Math.max(0, now - model.since));
-    say(this.aside, !isStarting ? duration(whole) : model.eta_s === null ? age : `${left(model.eta_s)} · ${age} so far`);
+    const soon = model.eta_s === null ? age : `${left(model.eta_s)} · ${age} so far`;
+    say(this.aside, isStarting ? soon : duration(whole));
   }
 
   #drawBar(parts, ahead) {
