@@ -169,6 +169,13 @@ class Access:
 
 
 @dataclass(frozen=True)
+class Page:
+    """The chat page for browsers."""
+
+    enabled: bool = option(True, "whether there is one, at / of the TCP address")
+
+
+@dataclass(frozen=True)
 class Model:
     """One model and the engine that serves it."""
 
@@ -212,6 +219,7 @@ class Config:
     access: Access = Access()
     log: Log = Log()
     metrics: Metrics = Metrics()
+    page: Page = Page()
     models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
 
     @cached_property
@@ -252,6 +260,7 @@ SECTIONS: dict[str, type[Any]] = {
     "access": Access,
     "log": Log,
     "metrics": Metrics,
+    "page": Page,
 }
 
 

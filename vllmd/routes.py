@@ -18,6 +18,8 @@ WORKFLOW_RUNS = "/api/workflows/runs"
 CHAT_COMPLETIONS = "/v1/chat/completions"
 MODELS = "/v1/models"
 OPENAPI = "/openapi.json"
+PAGE = "/"
+PAGE_FILES = "/page/"
 
 WAIT_HEADER = "X-Vllmd-Wait"
 """`0`: answer 503 at once instead of waiting for the model."""

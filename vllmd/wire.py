@@ -16,6 +16,21 @@ SHOWN_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
+class PhaseSpan:
+    """A phase of a start.
+
+    Args:
+        phase: a value of `engine.phases.Phase`.
+        begun_s: seconds from the beginning of the start to the phase's first sign.
+        took_s: how many seconds it lasted; None while it does.
+    """
+
+    phase: str
+    begun_s: float = 0.0
+    took_s: float | None = None
+
+
+@dataclass(frozen=True)
 class ModelStatus:
     """One model as it is now.
 
@@ -35,6 +50,11 @@ class ModelStatus:
         held: requests that wait for it.
         tokens_per_s: what the streams that run now get, all together; None while none gets anything.
         cause, reason, hint: the last verdict; empty when nothing has failed.
+        phases: what the present start has done so far, or the last one did; empty where another vllmd has seen it.
+        places: how many requests its engine works on at once; 0 where nobody has told.
+        engine_running, engine_waiting: requests that it computes, and that wait in it, as it says itself; None where it
+            does not.
+        kv_cache_usage: the part of its KV cache that is in use, 0 to 1, likewise.
     """
 
     name: str
@@ -54,6 +74,11 @@ class ModelStatus:
     cause: str = ""
     reason: str = ""
     hint: str = ""
+    phases: tuple[PhaseSpan, ...] = ()
+    places: int = 0
+    engine_running: int | None = None
+    engine_waiting: int | None = None
+    kv_cache_usage: float | None = None
 
     @property
     def summary(self) -> str:
@@ -187,7 +212,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Status:
-    """The daemon as it is now; `state` and `model` are the default model's, `usage` is what the asker may see."""
+    """The daemon as it is now; `state` and `model` are the default model's.
+
+    Args:
+        usage: what the asker may see of what everybody has had.
+        queue_limit: how many requests may wait, of all models together.
+        asker: who asks, as `Usage.who` has it.
+        denied: why the asker may not administer; empty if they may.
+    """
 
     version: str
     state: str
@@ -196,11 +228,14 @@ class Status:
     addresses: tuple[str, ...]
     models: tuple[ModelStatus, ...]
     usage: tuple[Usage, ...] = ()
+    queue_limit: int = 0
+    asker: str = ""
+    denied: str = ""
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "Status":
         """Reads what `to_json` wrote, also that of another version: unknown keys are passed over."""
-        models = tuple(_known(ModelStatus, each) for each in table.get("models", ()))
+        models = tuple(map(model_status, table.get("models", ())))
         usage = tuple(_known(Usage, each) for each in table.get("usage", ()))
         return _known(cls, {**table, "models": models, "addresses": tuple(table.get("addresses", ())), "usage": usage})
 
@@ -222,7 +257,7 @@ def to_json(value: Status | ModelStatus | Continued | RequestStatus | LogLine | 
 
 def model_status(table: Mapping[str, Any]) -> ModelStatus:
     """Reads one model's status, also that of another version."""
-    return _known(ModelStatus, table)
+    return _known(ModelStatus, {**table, "phases": tuple(_known(PhaseSpan, each) for each in table.get("phases", ()))})
 
 
 def request_status(table: Mapping[str, Any]) -> RequestStatus:

@@ -56,6 +56,32 @@ async def test_the_status_tells_everything_at_a_glance(daemon: Daemon) -> None:
     assert model["pid"] != daemon.pid
 
 
+async def test_the_status_tells_how_long_each_phase_of_the_start_took(daemon: Daemon) -> None:
+    phases = daemon.model().phases
+    assert [each.phase for each in phases][:2] == ["starting up", "loading weights"]
+    assert all(each.took_s is not None for each in phases), "the start is over"
+    ends = [each.begun_s + (each.took_s or 0) for each in phases]
+    assert ends[:-1] == pytest.approx([each.begun_s for each in phases[1:]], abs=0.01)
+
+
+async def test_the_status_tells_what_the_engine_says_of_its_load(daemon: Daemon) -> None:
+    daemon.control(tokens_per_s=5, tokens=1000)
+    async with daemon.unix.stream("/api/prompt", {"prompt": "x", "max_tokens": 1000}) as one:
+        await one.until(b"tok1")
+        await until(lambda: daemon.model().engine_running == 1, "the engine to say that it computes one")
+        model = daemon.model()
+        assert (model.places, model.engine_waiting) == (256, 0)
+        assert model.kv_cache_usage == pytest.approx(1 / 256)
+    await until(lambda: daemon.model().engine_running == 0, "the engine to say that it is idle")
+
+
+async def test_the_status_tells_who_asks_and_what_they_may_do(daemon: Daemon) -> None:
+    ours = (await daemon.unix.ask("/api/status")).json()
+    assert (ours["asker"], ours["denied"], ours["queue_limit"]) == (f"uid:{os.getuid()}", "", 256)
+    anybodys = (await daemon.tcp.ask("/api/status")).json()
+    assert (anybodys["asker"], "Unix socket" in anybodys["denied"]) == ("127.0.0.1", True)
+
+
 async def test_what_runs_is_counted(daemon: Daemon) -> None:
     daemon.control(tokens_per_s=5, tokens=1000)
     hello = {"messages": [{"role": "user", "content": "x"}]}

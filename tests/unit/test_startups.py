@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vllmd.engine.phases import Phase, Progress
 from vllmd.engine.startups import KEEP, Recorder, Startups, Timeline, key_of
+from vllmd.wire import PhaseSpan
 
 EARLIER = Timeline({"starting up": 0.0, "loading weights": 30.0, "compiling": 50.0, "warming up": 90.0}, 100.0)
 
@@ -44,6 +45,22 @@ def test_a_recorder_notes_the_first_sign_of_each_phase() -> None:
     recorder.note(Phase.LOADING_WEIGHTS, 140.0)
     assert recorder.in_phase_s(145.0) == 15.0
     assert recorder.finish(150.0) == Timeline({"starting up": 0.0, "loading weights": 30.0}, 50.0)
+
+
+def test_the_phase_that_goes_on_has_no_length_yet() -> None:
+    recorder = Recorder(100.0)
+    assert recorder.spans() == ()
+    recorder.note(Phase.STARTING_UP, 100.0)
+    recorder.note(Phase.LOADING_WEIGHTS, 130.0)
+    assert recorder.spans() == (PhaseSpan("starting up", 0.0, 30.0), PhaseSpan("loading weights", 30.0, None))
+
+
+def test_a_start_that_is_over_takes_no_longer_afterwards() -> None:
+    recorder = Recorder(100.0)
+    recorder.note(Phase.STARTING_UP, 100.5)
+    recorder.end(140.0)
+    recorder.end(900.0)  # the engine's own end, long after
+    assert recorder.spans() == (PhaseSpan("starting up", 0.5, 39.5),)
 
 
 @pytest.mark.parametrize("once", [Phase.INSTALLING, Phase.DOWNLOADING])

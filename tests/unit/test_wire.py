@@ -13,6 +13,7 @@ from vllmd import errors
 from vllmd.errors import EngineError, RequestError, VllmdError, outcome_of
 from vllmd.wire import (
     ModelStatus,
+    PhaseSpan,
     PromptRequest,
     Status,
     dumps,
@@ -190,6 +191,8 @@ MODEL_STATUSES = st.builds(
     cause=LINE,
     reason=LINE,
     hint=LINE,
+    phases=st.lists(st.builds(PhaseSpan, phase=LINE, took_s=st.none() | st.floats(0, 1e6)), max_size=3).map(tuple),
+    kv_cache_usage=st.none() | st.floats(0, 1),
 )
 STATUSES = st.builds(
     Status,
@@ -250,9 +253,16 @@ def test_a_status_in_words(change: Mapping[str, Any], summary: str, sentence: st
 
 
 def test_a_status_that_says_nothing() -> None:
-    nothing = {"default": False, "phase": None, "percent": None, "since": 0.0, "pid": None, "state": "stopped"}
-    nothing |= {"eta_s": None, "tokens_per_s": None}
-    nothing |= dict.fromkeys(("generation", "restarts", "running", "held"), 0)
+    nothing: dict[str, Any] = {
+        "default": False,
+        "phase": None,
+        "percent": None,
+        "since": 0.0,
+        "pid": None,
+        "state": "stopped",
+    }
+    nothing |= dict.fromkeys(("eta_s", "tokens_per_s", "engine_running", "engine_waiting", "kv_cache_usage"))
+    nothing |= dict.fromkeys(("generation", "restarts", "running", "held", "places"), 0) | {"phases": ()}
     nothing |= dict.fromkeys(("model", "cause", "reason", "hint"), "")
     assert to_json(ModelStatus("m")) == {"name": "m", **nothing}
 

@@ -13,6 +13,7 @@ from vllmd.engine import evidence, gpu, memory
 from vllmd.engine.distributions import installed
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
+from vllmd.engine.gauges import TRACE
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.plan import Plan
@@ -23,6 +24,7 @@ from vllmd.engine.verdict import explain
 from vllmd.errors import InstallError, VllmdError
 from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
+from vllmd.wire import PhaseSpan
 
 LAST_LINES = 1000
 """Lines of the engine's output that are kept to explain its end: with many workers each prints a traceback."""
@@ -95,6 +97,11 @@ class Generation:
             return None
         return self._earlier.left_s(self.progress, self._recorder.in_phase_s(self._now()))
 
+    @property
+    def spans(self) -> tuple[PhaseSpan, ...]:
+        """The phases of its start; none where an earlier vllmd has seen that begin."""
+        return self._recorder.spans() if self._kept is None else ()
+
     async def run(self) -> Verdict:
         """Runs the engine; returns why it ended, and only when no process of it is alive any more."""
         if self._asked_to_end and self._kept is None:
@@ -112,11 +119,13 @@ class Generation:
         except OSError as error:
             return Verdict("cannot start", f"cannot prepare the start: {error}", "check the directories in [paths]")
         finally:
+            self._recorder.end(self._now())
             if not self._is_left:
                 self._plan.remove_directory(self.number)
 
     def became_ready(self) -> None:
         """The first token came: the start is over, and worth remembering if it was seen from its beginning."""
+        self._recorder.end(self._now())
         if not self.was_ready and self._kept is None and (timeline := self._recorder.finish(self._now())):
             self._startups.remember(self._plan.key, timeline)
         if not self.was_ready and self._keeping:
@@ -271,6 +280,8 @@ class Generation:
         self._on_line(line)
 
     def _take_line(self, line: str) -> None:
+        if line.endswith(TRACE):  # nobody but vllmd can have asked
+            return
         line = redacted(line, self._secrets)
         self.lines.append(line)
         self._on_line(line)

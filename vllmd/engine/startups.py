@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllmd.engine.phases import Phase, Progress
+from vllmd.wire import PhaseSpan
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Recorder:
         self._began_at = now
         self._begun_s: dict[str, float] = {}
         self._phase_at = now
+        self._ended_at: float | None = None
 
     def note(self, phase: Phase, now: float) -> None:
         """A phase was seen; only its first sign counts."""
@@ -69,6 +71,23 @@ class Recorder:
     def in_phase_s(self, now: float) -> float:
         """How long the present phase has lasted."""
         return now - self._phase_at
+
+    def end(self, now: float) -> None:
+        """The start is over, well or not; only the first end counts."""
+        if self._ended_at is None:
+            self._ended_at = now
+
+    def spans(self) -> tuple[PhaseSpan, ...]:
+        """Its phases in their order, each as long as it took; the last one has no length while the start goes on."""
+        ended_s = None if self._ended_at is None else self._ended_at - self._began_at
+        # Where nothing has begun there is an end too many.
+        ends = [*list(self._begun_s.values())[1:], ended_s]
+        return tuple(
+            PhaseSpan(str(phase), round(begun_s, 3), None if end_s is None else round(end_s - begun_s, 3))
+            for (phase, begun_s), end_s in zip(
+                self._begun_s.items(), ends, strict=False
+            )  # nothing has begun: one end too many
+        )
 
     def finish(self, now: float) -> Timeline | None:
         """The whole start; None if it did what is done only once."""

@@ -17,6 +17,7 @@ from functools import partial
 from vllmd.about import about
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
+from vllmd.engine.gauges import Gauges, Scraping
 from vllmd.engine.generation import Generation
 from vllmd.engine.incidents import archive_in
 from vllmd.engine.kept import NOWHERE, Kept, Store
@@ -92,6 +93,7 @@ class Supervisor:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._generation: Generation | None = None
         self._client: EngineClient | None = None
+        self._scraping: Scraping | None = None
         self._telling: Telling | None = None
         self._timers = Timers()
         self._probing: asyncio.Task[None] | None = None
@@ -128,7 +130,12 @@ class Supervisor:
             cause=verdict.cause if verdict else "",
             reason=verdict.message if verdict else "",
             hint=verdict.hint if verdict else "",
+            phases=generation.spans if generation else (),
         )
+
+    async def gauges(self) -> Gauges | None:
+        """What a ready engine says of its own load; None where it does not, or takes too long."""
+        return await self._scraping.latest() if self._scraping and self.client else None
 
     @property
     def client(self) -> EngineClient | None:
@@ -265,6 +272,7 @@ class Supervisor:
         news = (self._on_progress, self._on_line, self._moved)
         self._generation = Generation(number, self.plan, *news, self._store, kept)
         self._client = EngineClient(self.plan.socket(number))
+        self._scraping = Scraping(self._client)
         self._living = start(self._live(self._generation, self._client))
 
     def _living_generation(self) -> Generation:

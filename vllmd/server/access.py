@@ -104,11 +104,16 @@ def require_administrator(identity: Identity, admin_group: str) -> None:
 
 def administers(identity: Identity, admin_group: str) -> bool:
     """Whether `require_administrator` lets them through."""
+    return not why_denied(identity, admin_group)
+
+
+def why_denied(identity: Identity, admin_group: str) -> str:
+    """Why `require_administrator` does not let them through, and what would help; empty if it does."""
     try:
         require_administrator(identity, admin_group)
-    except Denied:
-        return False
-    return True
+    except Denied as error:
+        return f"{error.message}: {error.hint}"
+    return ""
 
 
 def allowance(limits: Limits, identity: Identity) -> Allowance:

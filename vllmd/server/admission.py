@@ -9,8 +9,8 @@ from vllmd.server.access import IDENTITY, Identity, of_key, peer_of
 from vllmd.server.accounts import Accounts
 from vllmd.server.keyring import Keyring
 
-OPEN = frozenset({routes.HEALTH, routes.READY})
-"""What anybody may ask: it says whether the service is there, and nothing else."""
+OPEN = frozenset({routes.HEALTH, routes.READY, routes.PAGE, routes.PAGE_FILES + "{file}"})
+"""The routes that anybody may ask: they say whether the service is there, and are the page that will ask for a key."""
 
 _HINT = "send it as  Authorization: Bearer KEY"
 
@@ -21,20 +21,27 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: fr
     Args:
         keyring: the keys; None where TCP asks for none, which is then this machine's alone.
         accounts: one is opened for whoever is let in.
-        open_to_all: the paths that anybody may ask for.
+        open_to_all: the routes that anybody may ask for.
     """
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         who = peer_of(request)
-        if request.path not in open_to_all:
-            if keyring is not None and who.uid is None:
-                who = _with_key(request, keyring)
+        if keyring is None or who.uid is not None:
+            accounts.of(who)
+        elif not _is_one_of(open_to_all, request):
+            who = _with_key(request, keyring)
             accounts.of(who)
         request[IDENTITY] = who
         return await handler(request)
 
     return admit
+
+
+def _is_one_of(wanted: frozenset[str], request: web.Request) -> bool:
+    """By the route that serves it, however the path is spelled."""
+    resource = request.match_info.route.resource
+    return resource is not None and resource.canonical in wanted
 
 
 def _with_key(request: web.Request, keyring: Keyring) -> Identity:

@@ -13,6 +13,7 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
 from vllmd.server.admission import OPEN, only_with_a_key
+from vllmd.server.assets import FOLDER, Assets, read
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
 from vllmd.server.incidents import Incidents
@@ -48,6 +49,7 @@ def build(
     control = Control(current, supervisors, feed, calls, accounts, addresses)
     logs = Logs(current, supervisors)
     requests = Requests(calls, current)
+    assets = Assets(current, dict(read(FOLDER)))
     incidents = Incidents(current, supervisors.keys(), archive_in(Path(current.config.paths.state)))
 
     app = _guarded(current, keyring, accounts)
@@ -61,6 +63,8 @@ def build(
             web.post(routes.PROMPT, prompt.prompt),
             web.post(routes.WORKFLOW_RUNS, prompt.workflow_run),
             web.get(routes.OPENAPI, Description().serve),
+            web.get(routes.PAGE, assets.index),
+            web.get(routes.PAGE_FILES + "{file:.+}", assets.file),
             web.get(routes.HEALTH, control.health),
             web.get(routes.READY, control.ready),
             web.get(routes.STATUS, control.status),

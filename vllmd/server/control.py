@@ -16,13 +16,14 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import NotReady, RequestError
 from vllmd.incident import Incident
 from vllmd.lifecycle import Load, Restart, State, Unload
-from vllmd.server.access import administers, identify, require_administrator
+from vllmd.server.access import identify, require_administrator, why_denied
 from vllmd.server.accounts import Accounts
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.calls import Calls
 from vllmd.server.doors import require_client
 from vllmd.server.followers import Followers
 from vllmd.server.queries import WAIT
+from vllmd.server.queue import places
 from vllmd.server.refusals import not_ready
 from vllmd.server.requests import rate_of
 from vllmd.wire import Continued, ModelStatus
@@ -77,25 +78,37 @@ class Control:
 
     async def status(self, request: web.Request) -> web.Response:
         """Everything at a glance; of what others have used, only administrators are told."""
-        who = identify(request)
-        sees_all = administers(who, self._current.config.access.admin_group)
-        models = tuple(self._status_of(each) for each in self._supervisors.values())
-        default = self._supervisors[self._current.config.default_model]
+        who, config = identify(request), self._current.config
+        denied = why_denied(who, config.access.admin_group)
+        models = await asyncio.gather(*map(self._status_of, self._supervisors.values()))
+        default = self._supervisors[config.default_model]
         status = wire.Status(
             version=__version__,
             state=default.engine.state.value,
             model=default.name,
             since=self._since,
             addresses=self._addresses,
-            models=models,
-            usage=tuple(each for each in self._accounts.usage() if sees_all or each.who == who.name),
+            models=tuple(models),
+            usage=tuple(each for each in self._accounts.usage() if not denied or each.who == who.name),
+            queue_limit=config.queue.limit,
+            asker=who.name,
+            denied=denied,
         )
         return json_response(wire.to_json(status))
 
-    def _status_of(self, supervisor: Supervisor) -> ModelStatus:
+    async def _status_of(self, supervisor: Supervisor) -> ModelStatus:
+        gauges = await supervisor.gauges()
         running, held = self._calls.count(supervisor.name)
-        tokens_per_s = rate_of(call for call in self._calls if call.model == supervisor.name)
-        return replace(supervisor.status, running=running, held=held, tokens_per_s=tokens_per_s)
+        return replace(
+            supervisor.status,
+            running=running,
+            held=held,
+            tokens_per_s=rate_of(call for call in self._calls if call.model == supervisor.name),
+            places=places(self._current.config).get(supervisor.name, 0),
+            engine_running=gauges.running if gauges else None,
+            engine_waiting=gauges.waiting if gauges else None,
+            kv_cache_usage=gauges.kv_cache_usage if gauges else None,
+        )
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Every change of state and phase, every incident: the present first, or what came after `Last-Event-ID`."""
@@ -126,7 +139,7 @@ class Control:
         if not wait:
             return json_response({"model": name, "watch": routes.EVENTS}, status=202)
         await self._outcome(supervisor, verb)
-        return json_response(wire.to_json(self._status_of(supervisor)))
+        return json_response(wire.to_json(await self._status_of(supervisor)))
 
     async def _outcome(self, supervisor: Supervisor, verb: str) -> None:
         """Waits until an order has come to its end. Raises EngineFailed or NotReady if that is not the one wanted."""

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from vllmd import __version__, incident, routes, wire
 from vllmd.errors import VllmdError
 from vllmd.server import queries
+from vllmd.server.assets import TYPES
 from vllmd.server.bodies import json_response
 from vllmd.server.openai import INFERENCE, STREAMING
 from vllmd.server.schemas import Schema, schema_of
@@ -56,6 +57,8 @@ QUERIES: Mapping[str, tuple[queries.Number | queries.Text, ...]] = {
 """Of each route that reads any, what stands behind its `?`."""
 
 ANSWERS: Mapping[str, Mapping[str, Schema]] = {
+    routes.PAGE: {"text/html": {}},
+    f"{routes.PAGE_FILES}{{file}}": {each.partition(";")[0]: {} for each in TYPES.values()},
     routes.HEALTH: {_JSON: _object(status=_TEXT)},
     routes.READY: {_JSON: _object(status=_TEXT, model=_TEXT)},
     routes.STATUS: {_JSON: _ref("Status")},
