@@ -6,12 +6,32 @@ answer: none, or a sentence.
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 BACK_WITHIN_S = 30.0
 PAUSE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU.
+
+    Args:
+        uuid: the driver's name for it, such as `GPU-8f2e…`.
+        total, free: bytes of its memory.
+    """
+
+    uuid: str
+    total: int
+    free: int
+
+
+async def cards() -> tuple[Card, ...]:
+    """Every GPU, in the order of their PCI addresses; none where there is no way to ask."""
+    return await asyncio.to_thread(_cards)
 
 
 async def facts() -> tuple[str, ...]:
@@ -30,6 +50,23 @@ async def memory_is_back(pids: set[int]) -> None:
             log.warning("the GPU's driver still counts %d MiB for an engine that has ended", held >> 20)
             return
         await asyncio.sleep(PAUSE_S)
+
+
+def _cards() -> tuple[Card, ...]:
+    nvml = _nvml()
+    if nvml is None:
+        return ()
+    try:
+        return tuple(_card(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
+    except Exception as error:  # as in `_facts`
+        log.warning("the GPU's driver does not say how much memory there is: %s", error)
+        return ()
+
+
+def _card(nvml: Any, number: int) -> Card:
+    gpu = nvml.nvmlDeviceGetHandleByIndex(number)
+    memory, uuid = nvml.nvmlDeviceGetMemoryInfo(gpu), nvml.nvmlDeviceGetUUID(gpu)
+    return Card(uuid.decode() if isinstance(uuid, bytes) else str(uuid), int(memory.total), int(memory.free))
 
 
 def _facts() -> tuple[str, ...]:

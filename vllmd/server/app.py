@@ -13,6 +13,7 @@ from vllmd.server.accounts import Accounts
 from vllmd.server.admission import only_with_a_key
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
+from vllmd.server.fits import Fits
 from vllmd.server.keyring import Keyring
 from vllmd.server.logs import Logs
 from vllmd.server.openai import INFERENCE, OpenAI
@@ -63,6 +64,7 @@ def build(
             web.get(routes.PLAN, reload.plan),
             web.post(routes.RELOAD, reload.reload),
             web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
+            web.get("/api/models/{name:.+}/fit", Fits(current, supervisors).fit),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]
     )
