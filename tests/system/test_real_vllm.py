@@ -117,7 +117,7 @@ def test_the_sum_of_its_memory_is_what_the_engine_reports(service: Service) -> N
     tokens = sum_.kv_bytes // (sum_.kv_token_bytes * block) * block
     assert tokens == int(reported["kv_cache_size_tokens"])
     assert tokens / 2048 == float(reported["kv_cache_max_concurrency"])
-    log = service.ctl("logs", demo.MODEL).stdout
+    log = service.ctl("logs").stdout
     checkpoint = re.search(r"Checkpoint size: ([\d.]+) GiB", log)
     assert checkpoint, log
     assert sum_.weights_bytes
