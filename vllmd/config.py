@@ -185,6 +185,7 @@ class Model:
         {}, "flags of `vllm serve`, passed through: max-model-len = 2048", applies=Applies.ENGINE
     )
     env: Mapping[str, Any] = option({}, "environment variables of this engine", applies=Applies.ENGINE, secret=True)
+    fit: str = option("refuse", "what becomes of a start for which there cannot be memory: refuse, warn, off")
 
     def flag(self, name: str) -> object:
         """What `args` says of a flag, in whichever way it is written; None if nothing."""
@@ -237,6 +238,7 @@ class Current:
 
 LOG_FORMATS = ("text", "json")
 METRICS_ACCESS = ("clients", "administrators", "open", "off")
+FITS = ("refuse", "warn", "off")
 
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 """As browsers write it: in lower case, without a path."""
@@ -326,6 +328,8 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         problems.append(Problem(join(path, "model"), "missing: a Hugging Face name or a directory"))
     elif model.model.startswith(_PATH_STARTS) and not os.path.isdir(os.path.expanduser(model.model)):
         problems.append(Problem(join(path, "model"), f"the directory {model.model} does not exist or is out of reach"))
+    if model.fit not in FITS:
+        problems.append(Problem(join(path, "fit"), f"expected refuse, warn or off, found {model.fit!r}"))
     problems += [
         Problem(join(path, f"args.{flag}"), f"not to be set here: {reason}")
         for flag in model.args

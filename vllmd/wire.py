@@ -191,6 +191,48 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """Whether the memory is there that a model's engine needs; of several GPUs, each has such a share of it.
+
+    Args:
+        model: its name.
+        verdict: `yes`, `tight`, `no` or `unknown`.
+        reason, hint: why not, and what to do about it; empty where all is well.
+        permanent: it would not fit if nobody else held memory either.
+        device: `GPU` or `CPU`; empty where that is not known.
+        devices: how many share the model.
+        max_model_len: tokens of the longest sequence.
+        weights_bytes, kv_token_bytes, kv_sequence_bytes: on each device; of one token, and of the longest sequence.
+        kv_bytes: the KV cache that is set aside, whatever a sequence needs; None: what is left.
+        allowance_bytes: for all else, as in starts that were recorded.
+        needed_bytes: the sum of weights, KV cache and allowance.
+        total_bytes, allowed_bytes, free_bytes: each device's memory: all, what the engine may have, what is free.
+        longest: the largest `max-model-len` that fits; None where none does, or nobody knows.
+        share: the least `gpu-memory-utilization` that fits; None likewise.
+    """
+
+    model: str
+    verdict: str = "unknown"
+    reason: str = ""
+    hint: str = ""
+    permanent: bool = False
+    device: str = ""
+    devices: int = 1
+    max_model_len: int | None = None
+    weights_bytes: int | None = None
+    kv_token_bytes: int | None = None
+    kv_sequence_bytes: int | None = None
+    kv_bytes: int | None = None
+    allowance_bytes: int | None = None
+    needed_bytes: int | None = None
+    total_bytes: int | None = None
+    allowed_bytes: int | None = None
+    free_bytes: int | None = None
+    longest: int | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
 class Usage:
     """What one identity has under way, and has had since the daemon began.
 
@@ -250,7 +292,7 @@ def dumps(value: object) -> str:
     return text
 
 
-def to_json(value: Status | ModelStatus | Continued | RequestStatus | LogLine | Change) -> dict[str, Any]:
+def to_json(value: Status | ModelStatus | Continued | RequestStatus | LogLine | Change | Fit) -> dict[str, Any]:
     """A status as JSON has it."""
     return asdict(value)
 
@@ -268,6 +310,11 @@ def request_status(table: Mapping[str, Any]) -> RequestStatus:
 def change(table: Mapping[str, Any]) -> Change:
     """Reads one change of the configuration, also another version's."""
     return _known(Change, {**table, "models": tuple(table.get("models", ()))})
+
+
+def fit(table: Mapping[str, Any]) -> Fit:
+    """Reads a sum, also another version's."""
+    return _known(Fit, table)
 
 
 def log_line(table: Mapping[str, Any]) -> LogLine:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,10 @@ import openai
 import prepare
 import pytest
 from waiting import descendants, until_sync
+
+from vllmd.engine.fit import BLOCK
+from vllmd.engine.wants import SHARE
+from vllmd.wire import fit
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
@@ -44,11 +49,15 @@ class Service:
         argv = ["curl", "-sSN", "--max-time", "600", *words]
         return subprocess.run(argv, capture_output=True, text=True, timeout=620, check=True).stdout
 
-    def engine_metric(self, name: str) -> float:
-        """A counter of vLLM's own, read behind vllmd's back."""
+    def engine_lines(self, name: str) -> list[str]:
+        """The lines of a metric of vLLM's own, read behind vllmd's back."""
         (private,) = self.directory.glob("engines/*/api.sock")
         page = self.curl("--unix-socket", str(private), "http://engine/metrics")
-        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(f"vllm:{name}{{"))
+        return [line for line in page.splitlines() if line.startswith(f"vllm:{name}{{")]
+
+    def engine_metric(self, name: str) -> float:
+        """A counter of vLLM's own."""
+        return sum(float(line.split()[-1]) for line in self.engine_lines(name))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +99,30 @@ def test_the_start_was_followed_phase_by_phase(service: Service) -> None:
     assert list(timeline["begun_s"]) == ["starting up", "loading weights", "warming up"]
     assert sorted(timeline["begun_s"].values()) == list(timeline["begun_s"].values())
     assert timeline["total_s"] > timeline["begun_s"]["warming up"]
+
+
+def test_the_sum_of_its_memory_is_what_the_engine_reports(service: Service) -> None:
+    """`vllmctl plan MODEL` against vLLM's own account of its KV cache, and of the weights' files."""
+    (line,) = service.engine_lines("cache_config_info")
+    reported = dict(re.findall(r'(\w+)="([^"]*)"', line))
+    plan = service.ctl("plan", demo.MODEL, "--json")
+    assert plan.returncode == 0, plan.stderr
+    sum_ = fit(json.loads(plan.stdout))
+    assert sum_.verdict in ("yes", "tight"), sum_
+    assert (sum_.device, sum_.max_model_len) == ("CPU", 2048)
+    block = int(reported["block_size"])
+    assert (BLOCK["CPU"], SHARE) == (block, float(reported["gpu_memory_utilization"])), "vLLM's defaults are others now"
+    assert sum_.kv_bytes == int(reported["kv_cache_memory_bytes"])
+    assert sum_.kv_token_bytes
+    tokens = sum_.kv_bytes // (sum_.kv_token_bytes * block) * block
+    assert tokens == int(reported["kv_cache_size_tokens"])
+    assert tokens / 2048 == float(reported["kv_cache_max_concurrency"])
+    log = service.ctl("logs").stdout
+    checkpoint = re.search(r"Checkpoint size: ([\d.]+) GiB", log)
+    assert checkpoint, log
+    assert sum_.weights_bytes
+    assert f"{sum_.weights_bytes / (1 << 30):.2f}" == checkpoint[1]
+    assert service.ctl("plan", demo.MODEL, "--max-model-len", "1000000").returncode == 1
 
 
 def test_a_pipeline_goes_through(service: Service, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ VERBS = {
     "load": ("vllmd.ctl.load", "Put a model into memory."),
     "unload": ("vllmd.ctl.load", "Take a model out of memory."),
     "restart": ("vllmd.ctl.load", "Give a model a fresh engine."),
-    "plan": ("vllmd.ctl.plan", "Show what a reload of the configuration would change."),
+    "plan": ("vllmd.ctl.plan", "Show what a reload would change, or whether MODEL fits."),
     "reload": ("vllmd.ctl.plan", "Read the configuration anew."),
     "ps": ("vllmd.ctl.ps", "List the requests that are under way."),
     "cancel": ("vllmd.ctl.ps", "End a request."),

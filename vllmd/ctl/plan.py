@@ -1,33 +1,64 @@
-"""`vllmctl plan` and `reload`: what has changed in the configuration file, and putting it in force."""
+"""`vllmctl plan` and `reload`: what has changed in the configuration file, and putting it in force. And, by
+`vllmctl plan MODEL`, whether a model fits."""
 
 import json
 from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
 import click
 
 from vllmd import routes, wire
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import LOOK
+from vllmd.ctl.fits import render
 from vllmd.ctl.invocation import Invocation
-from vllmd.ctl.load import say
+from vllmd.ctl.load import model_argument, say
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.settings import Applies
 from vllmd.wire import Change
 
 RESTART = "systemctl restart vllmd"
 
-json_option = click.option("--json", "as_json", is_flag=True, help="The changes as JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, help="The daemon's own JSON.")
+length_option = click.option(
+    "--max-model-len",
+    "length",
+    metavar="N",
+    type=click.IntRange(1, 999_999_999),
+    help="Of MODEL: as if this were its longest sequence, in tokens.",
+)
 
 
 @click.command(cls=Verb)
+@model_argument
+@length_option
 @json_option
 @click.pass_obj
-def plan(invocation: Invocation, as_json: bool) -> ExitStatus:
-    """Show what a reload of the configuration would change.
+def plan(invocation: Invocation, model: str | None, length: int | None, as_json: bool) -> ExitStatus:
+    """Show what a reload would change, or whether MODEL fits.
 
-    Nothing is changed. A file with mistakes is an error, which lists them; the exit status is 2 then.
+    Without MODEL: what a reload of the configuration would change. A file with mistakes is an error, which lists them;
+    the exit status is 2 then. With MODEL: the memory that its engine needs for weights and KV cache, what there is, and
+    what would fit; the exit status is 1 if it does not. Nothing is changed either way.
     """
+    if model is not None:
+        return _fit(invocation, model, length, as_json)
+    if length is not None:
+        raise click.UsageError("--max-model-len goes with a MODEL")
     return _tell(invocation, "GET", routes.PLAN, as_json)
+
+
+def _fit(invocation: Invocation, model: str, length: int | None, as_json: bool) -> ExitStatus:
+    query = f"?max_model_len={length}" if length else ""
+    answer = invocation.client().ask("GET", f"/api/models/{quote(model, safe='')}/fit{query}")
+    try:
+        fit = wire.fit(answer)
+        shown = [json.dumps(answer)] if as_json else list(render(fit))
+    except (TypeError, AttributeError, ValueError) as error:
+        raise DaemonUnreachable("the sum cannot be read", LOOK) from error
+    for line in shown:
+        say(invocation, line)
+    return ExitStatus.ERROR if fit.verdict == "no" else ExitStatus.OK
 
 
 @click.command(cls=Verb)

@@ -4,7 +4,8 @@ The signs were read from recordings of vLLM 0.32 and from the sources of vLLM, t
 safetensors and PyTorch; the most specific come first.
 
 A cause is permanent when trying again cannot help. Memory never is: somebody else may have held it, and a wrong
-"permanent" costs an outage, a wrong "try again" a few starts.
+"permanent" costs an outage, a wrong "try again" a few starts. What would not fit if nobody else held any is another
+matter; that is told before the start (`engine.fit`), by no line of the log.
 """
 
 import re
@@ -28,6 +29,7 @@ class Cause(StrEnum):
     OUT_OF_GPU_MEMORY = "out of GPU memory"
     OUT_OF_MEMORY = "out of memory"
     MEMORY_NOT_FREE = "memory not free"
+    DOES_NOT_FIT = "does not fit"
     NO_KV_CACHE = "no memory for the KV cache"
     MAX_MODEL_LEN = "max-model-len too large"
     KILLED_FOR_MEMORY = "killed for memory"

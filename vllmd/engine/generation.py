@@ -4,12 +4,13 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from vllmd import __version__
-from vllmd.engine import evidence, gpu, memory
+from vllmd.engine import evidence, fitting, gpu, memory
 from vllmd.engine.distributions import installed
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
@@ -25,6 +26,8 @@ from vllmd.errors import InstallError, VllmdError
 from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
 from vllmd.wire import PhaseSpan
+
+T = TypeVar("T")
 
 LAST_LINES = 1000
 """Lines of the engine's output that are kept to explain its end: with many workers each prints a traceback."""
@@ -81,7 +84,7 @@ class Generation:
         self._kept = kept
         self._keeping: Keeping | None = None
         self._process: Process | None = None
-        self._installing: asyncio.Task[Environment] | None = None
+        self._preparing: asyncio.Task[Any] | None = None
         self._asked_to_end = False
         self._is_left = False
 
@@ -107,7 +110,8 @@ class Generation:
         if self._asked_to_end and self._kept is None:
             return _CALLED_OFF
         try:
-            return await self._live(await self._begin())
+            beginning = await self._begin()
+            return beginning if isinstance(beginning, Verdict) else await self._live(beginning)
         except asyncio.CancelledError:
             if self._asked_to_end and not _being_cancelled():
                 return _CALLED_OFF
@@ -141,20 +145,20 @@ class Generation:
         return self._is_left
 
     def terminate(self) -> None:
-        """Asks the engine to end; an installation is called off."""
+        """Asks the engine to end; what prepares for it is called off."""
         self._asked_to_end = True
         if self._process:
             self._process.terminate()
-        elif self._installing:
-            self._installing.cancel()
+        elif self._preparing:
+            self._preparing.cancel()
 
     def kill(self) -> None:
         """Ends the engine and all its descendants now."""
         self._asked_to_end = True
         if self._process:
             self._process.kill()
-        elif self._installing:
-            self._installing.cancel()
+        elif self._preparing:
+            self._preparing.cancel()
 
     async def examine(self) -> None:
         """Keeps what can be learned of a sick engine; takes at most `evidence.LIMIT_S` seconds."""
@@ -187,21 +191,29 @@ class Generation:
         settings = self._plan.environment
         if settings.path:
             return self._plan.existing_environment()
-        install = ensure(settings.requirement, self._plan.state / "environments", settings.python, self._take_install)
-        self._installing = asyncio.ensure_future(install)
-        try:
-            return await self._installing
-        finally:
-            self._installing.cancel()
-            self._installing = None
+        return await self._prepare(
+            ensure(settings.requirement, self._plan.state / "environments", settings.python, self._take_install)
+        )
 
-    async def _begin(self) -> AbstractAsyncContextManager[Process]:
-        """A start, or what goes on with the engine that is there."""
+    async def _prepare(self, work: Coroutine[Any, Any, T]) -> T:
+        """Something that comes before the engine, and that can be called off."""
+        task = asyncio.ensure_future(work)
+        self._preparing = task
+        try:
+            return await task
+        finally:
+            task.cancel()
+            self._preparing = None
+
+    async def _begin(self) -> AbstractAsyncContextManager[Process] | Verdict:
+        """A start, or what goes on with the engine that is there; or why there is none."""
         if self._kept and self._kept.record and self._kept.tether:
             self._root = _root_of(self._kept.record.leader)
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
         environment = await self._environment()
         self._root = environment.root
+        if refusal := await self._prepare(fitting.refusal(self._plan, environment.root)):
+            return refusal
         self._plan.make_directory(self.number)
         return spawn(self._plan.command(self.number, environment), self._take_line)
 

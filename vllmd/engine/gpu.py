@@ -19,6 +19,30 @@ ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
+class Card:
+    """One GPU.
+
+    Args:
+        uuid: the driver's name for it, such as `GPU-8f2e…`.
+        total, free: bytes of its memory.
+    """
+
+    uuid: str
+    total: int
+    free: int
+
+
+async def cards() -> tuple[Card, ...]:
+    """Every GPU, in the order of their PCI addresses; none where there is no way to ask, or no answer."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await asyncio.to_thread(_cards)
+    except TimeoutError:
+        log.warning("the GPU's driver has not answered in %g s", ANSWER_S)
+        return ()
+
+
+@dataclass(frozen=True)
 class Gpus:
     """What the driver says; nothing where there is no way to ask.
 
@@ -55,6 +79,23 @@ async def memory_is_back(pids: set[int]) -> None:
             log.warning("the GPU's driver still counts %d MiB for an engine that has ended", held >> 20)
             return
         await asyncio.sleep(PAUSE_S)
+
+
+def _cards() -> tuple[Card, ...]:
+    nvml = _nvml()
+    if nvml is None:
+        return ()
+    try:
+        return tuple(_card(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
+    except Exception as error:  # as in `_facts`
+        log.warning("the GPU's driver does not say how much memory there is: %s", error)
+        return ()
+
+
+def _card(nvml: Any, number: int) -> Card:
+    gpu = nvml.nvmlDeviceGetHandleByIndex(number)
+    memory, uuid = nvml.nvmlDeviceGetMemoryInfo(gpu), nvml.nvmlDeviceGetUUID(gpu)
+    return Card(uuid.decode() if isinstance(uuid, bytes) else str(uuid), int(memory.total), int(memory.free))
 
 
 def _facts() -> Gpus:

@@ -87,14 +87,17 @@ class Plan:
         argv = command.serve(
             self.name, self.model, python=environment.python, vllm=environment.vllm, socket=self.socket(number)
         )
-        environ = command.environ(
+        return Command(argv, self.variables(number, environment.root), self.directory(number))
+
+    def variables(self, number: int, root: Path) -> dict[str, str]:
+        """The environment variables of generation `number`, run in the environment at `root`."""
+        return command.environ(
             self.environ,
             self.model,
             directory=self.directory(number),
             cache=Path(self.paths.cache),
-            binaries=environment.root / "bin",
+            binaries=root / "bin",
         )
-        return Command(argv, environ, self.directory(number))
 
     def make_directory(self, number: int) -> None:
         """Makes the directory of generation `number`, empty but for `tmp`.

@@ -16,6 +16,7 @@ from vllmd.server.admission import OPEN, only_with_a_key
 from vllmd.server.assets import FOLDER, Assets, read
 from vllmd.server.calls import Calls
 from vllmd.server.control import Control
+from vllmd.server.fits import Fits
 from vllmd.server.incidents import Incidents
 from vllmd.server.keyring import Keyring
 from vllmd.server.logs import Logs
@@ -77,6 +78,7 @@ def build(
             web.get(routes.INCIDENTS, incidents.list),
             web.get(routes.INCIDENTS + "/{id:.+}", incidents.whole),
             web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
+            web.get("/api/models/{name:.+}/fit", Fits(current, supervisors).fit),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]
     )

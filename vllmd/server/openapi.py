@@ -18,6 +18,7 @@ from vllmd.server.openai import INFERENCE, STREAMING
 from vllmd.server.schemas import Schema, schema_of
 
 ORDER = "/api/models/{name}/{verb}"
+FIT = "/api/models/{name}/fit"
 RUNS_BODY: Schema = {
     "type": "object",
     "properties": {name: {} for name in wire.ENVELOPE} | {"input": {"$ref": "#/components/schemas/PromptRequest"}},
@@ -51,6 +52,7 @@ BODIES: Mapping[str, Schema] = {
 
 QUERIES: Mapping[str, tuple[queries.Number | queries.Text, ...]] = {
     ORDER: (queries.WAIT,),
+    FIT: (queries.LENGTH,),
     routes.LOGS: (queries.MODEL, queries.LINES, queries.FOLLOW),
     routes.INCIDENTS: (queries.OF_MODEL, queries.LIMIT),
 }
@@ -72,6 +74,7 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     routes.PLAN: {_JSON: _CHANGES},
     routes.RELOAD: {_JSON: _CHANGES},
     ORDER: {_JSON: {"type": "object"}},
+    FIT: {_JSON: _ref("Fit")},
     routes.MODELS: {_JSON: _object(object=_TEXT, data={"type": "array", "items": _ref("Card")})},
     f"{routes.MODELS}/{{name}}": {_JSON: _ref("Card")},
     routes.OPENAPI: {_JSON: {"type": "object"}},
@@ -93,6 +96,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "Incident": schema_of(incident.Incident, is_strict=False),
     "IncidentReport": schema_of(incident.IncidentReport, is_strict=False),
     "RequestStatus": schema_of(wire.RequestStatus, is_strict=False),
+    "Fit": schema_of(wire.Fit, is_strict=False),
     "Change": schema_of(wire.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},
     "Answer": _object(

@@ -50,6 +50,7 @@ class Text:
 WAIT = Number("wait", 0, "1: answer once the outcome is there, not at once")
 LINES = Number("lines", KEPT_LINES, "so many of the last lines")
 FOLLOW = Number("follow", 0, "1: events, and the next lines as they come")
+LENGTH = Number("max_model_len", 0, "another longest sequence than the configuration's, in tokens; 0: that one")
 MODEL = Text("model", "the model's name; the default model's where it is left out")
 LIMIT = Number("limit", KEEP, "so many of the newest")
 OF_MODEL = Text("model", "only those of this model")

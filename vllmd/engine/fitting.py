@@ -1,0 +1,156 @@
+"""Asks files and devices whether a model fits, and tells what follows from the answer. The sum itself is `fit`'s."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from vllmd.about import about
+from vllmd.engine import checkpoint, gpu, memory
+from vllmd.engine.causes import Cause
+from vllmd.engine.checkpoint import Checkpoint, Weights
+from vllmd.engine.fit import Answer, Question, Room, judge
+from vllmd.engine.gpu import Card
+from vllmd.engine.plan import Plan
+from vllmd.engine.shape import Shape, Unknown, read_shape
+from vllmd.engine.wants import Wants, flag, read_wants
+from vllmd.lifecycle import Verdict
+from vllmd.wire import Fit
+
+log = logging.getLogger(__name__)
+
+LOOKS_EVERY_S = 1.0
+
+FREE_WITHIN_S = 20.0
+"""How long memory that somebody else holds is waited for: vLLM would have found out about then."""
+
+_BUILT_FOR = {"cpu": "CPU", "rocm": "", "tpu": "", "xpu": ""}
+"""Words in the version of vLLM (platforms/__init__.py) → device; none of them: NVIDIA's GPUs."""
+
+
+async def fit_of(plan: Plan, root: Path | None, *, length: int = 0, is_alive: bool = False) -> Fit:
+    """Whether a model fits, as everything is now.
+
+    Args:
+        root: the environment that will serve it; None where nobody has looked for it yet.
+        length: another `max-model-len` than the configuration's; 0: that one.
+        is_alive: it has an engine, whose memory another one would have: what is free now says nothing.
+    """
+    environ = plan.variables(0, root or Path())
+    device = await asyncio.to_thread(device_of, plan, root)
+    wants = read_wants(plan.model, environ, is_cpu=device == "CPU")
+    wants = replace(wants, length=length) if length else wants
+    weights, shape = await asyncio.to_thread(_files, plan, environ)
+    room = await _room(device, wants, environ)
+    if is_alive and isinstance(room, Room):
+        room = replace(room, free=room.total)
+    fit = judge(Question(plan.name, weights, shape, room, wants))
+    return replace(fit, free_bytes=None) if is_alive else fit
+
+
+async def refusal(
+    plan: Plan, root: Path, ask: Callable[[Plan, Path], Awaitable[Fit]] = fit_of, patience_s: float = FREE_WITHIN_S
+) -> Verdict | None:
+    """Why an engine is not to be started; None if it is.
+
+    Args:
+        root: the environment that will serve it.
+        ask: whether the model fits.
+        patience_s: how long memory that others hold is waited for.
+    """
+    if plan.model.fit == "off":
+        return None
+    try:
+        fit = await _when_free(partial(ask, plan, root), patience_s if plan.model.fit == "refuse" else 0)
+    except Exception as error:  # whatever stands in a model's files: what cannot be judged is started
+        log.warning("%s: whether the model fits cannot be judged: %s", plan.name, error, extra=about(model=plan.name))
+        return None
+    if fit.verdict == Answer.NO and plan.model.fit == "refuse":
+        return Verdict(Cause.DOES_NOT_FIT, f"the model does not fit: {fit.reason}", fit.hint, fit.permanent)
+    if fit.verdict in (Answer.NO, Answer.TIGHT):
+        said = "may not fit" if fit.verdict == Answer.TIGHT else "will not fit"
+        log.warning("%s: the model %s: %s (%s)", plan.name, said, fit.reason, fit.hint, extra=about(model=plan.name))
+    return None
+
+
+async def _when_free(ask: Callable[[], Awaitable[Fit]], patience_s: float) -> Fit:
+    """The answer; a no that others are the reason of only after a while, since they may let go."""
+    now = asyncio.get_running_loop().time
+    deadline = now() + patience_s
+    fit = await ask()
+    while _may_pass(fit) and now() < deadline:
+        await asyncio.sleep(LOOKS_EVERY_S)
+        fit = await ask()
+    return fit
+
+
+def _may_pass(fit: Fit) -> bool:
+    return fit.verdict == Answer.NO and not fit.permanent
+
+
+def device_of(plan: Plan, root: Path | None) -> str:
+    """What the vLLM of an environment serves from: `GPU`, `CPU`, or an empty string where that cannot be told."""
+    versions = sorted(each.name for each in root.glob("lib/python*/site-packages/vllm-*.dist-info")) if root else []
+    name = versions[0] if versions else plan.environment.requirement if root is None else ""
+    if not name:
+        return ""
+    return next((device for word, device in _BUILT_FOR.items() if word in name.lower()), "GPU")
+
+
+def _files(plan: Plan, environ: Mapping[str, str]) -> tuple[Weights | Unknown, Shape | Unknown]:
+    model = plan.model
+    directory = checkpoint.find(model.model, environ, flag(model, "revision"), flag(model, "download-dir"))
+    found = directory if isinstance(directory, Unknown) else checkpoint.read(directory)
+    if isinstance(found, Unknown):
+        return found, found
+    return _as_loaded(found, flag(model, "quantization")), read_shape(found.config)
+
+
+def _as_loaded(found: Checkpoint, quantization: str | None) -> Weights | Unknown:
+    if quantization is not None and not found.config.get("quantization_config"):
+        return Unknown("with quantization at load it cannot be judged")
+    return found.weights
+
+
+async def _room(device: str, wants: Wants, environ: Mapping[str, str]) -> Room | Unknown:
+    if device == "CPU":
+        host = await asyncio.to_thread(memory.host)
+        if host is None:
+            return Unknown("the kernel does not say how much memory there is")
+        return Room("CPU", host.total // wants.devices, host.free // wants.devices)
+    if device == "GPU":
+        return room_on(await gpu.cards(), wants, environ.get("CUDA_VISIBLE_DEVICES"))
+    return Unknown("nobody knows what device this vLLM serves from")
+
+
+def room_on(cards: Sequence[Card], wants: Wants, visible: str | None) -> Room | Unknown:
+    """The memory of each GPU of those that an engine will take.
+
+    Args:
+        cards: all GPUs.
+        visible: CUDA_VISIBLE_DEVICES, where it is set.
+    """
+    if not cards:
+        return Unknown("nobody can be asked how much memory the GPUs have: install nvidia-ml-py beside vllmd")
+    seen = _seen(cards, visible)
+    if isinstance(seen, Unknown) or len(seen) < wants.devices:
+        return seen if isinstance(seen, Unknown) else Unknown(f"{wants.devices} GPUs are asked for, {len(seen)} seen")
+    # CUDA puts unlike ones in an order of its own, the fastest first: then the largest are taken for those.
+    alike = len({each.total for each in cards}) == 1
+    taken = (seen if alike else sorted(seen, key=lambda each: each.total, reverse=True))[: wants.devices]
+    # Stages of a pipeline are of different sizes, and nobody knows which one a GPU gets.
+    least = max if wants.pipeline > 1 else min
+    return Room("GPU", least(each.total for each in taken), least(each.free for each in taken))
+
+
+def _seen(cards: Sequence[Card], visible: str | None) -> list[Card] | Unknown:
+    if visible is None:
+        return list(cards)
+    words = [word.strip() for word in visible.split(",") if word.strip()]
+    if any(word.startswith("MIG") for word in words):
+        return Unknown("parts of a GPU (MIG) cannot be judged")
+    by_name = {**{str(number): each for number, each in enumerate(cards)}, **{each.uuid: each for each in cards}}
+    found = [by_name[word] for word in words if word in by_name]
+    return found if len(found) == len(words) else Unknown(f"CUDA_VISIBLE_DEVICES is not understood: {visible[:80]}")
