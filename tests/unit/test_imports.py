@@ -82,7 +82,7 @@ LIBRARIES = {
 LIBRARIES_OF_MODULES = {
     "vllmd.config": ({"tomli"}, "TOML 1.1, which the standard library does not read"),
     "vllmd.notify": ({"sdnotify"}, "systemd's protocol"),
-    "vllmd.engine.gpu": ({"pynvml"}, "the GPU's driver, where somebody has installed the way to ask it"),
+    "vllmd.engine.gpu": ({"pynvml"}, "the GPU's driver"),
 }
 
 NEVER = [

@@ -133,7 +133,7 @@ def room_on(cards: Sequence[Card], wants: Wants, visible: str | None) -> Room | 
         visible: CUDA_VISIBLE_DEVICES, where it is set.
     """
     if not cards:
-        return Unknown("nobody can be asked how much memory the GPUs have: install nvidia-ml-py beside vllmd")
+        return Unknown("no driver of NVIDIA's says how much memory the GPUs have")
     seen = _seen(cards, visible)
     if isinstance(seen, Unknown) or len(seen) < wants.devices:
         return seen if isinstance(seen, Unknown) else Unknown(f"{wants.devices} GPUs are asked for, {len(seen)} seen")

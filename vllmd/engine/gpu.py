@@ -1,4 +1,4 @@
-"""What the GPU's driver says (NVML), where nvidia-ml-py is installed and there is a driver.
+"""What the GPU's driver says (NVML), where there is one.
 
 A driver can fail in many ways and can block for long, so every question is asked in a thread, and every failure is an
 answer: none, or a sentence.
@@ -100,11 +100,11 @@ def _memory_of(pids: set[int]) -> int:
 
 
 def _nvml() -> Any:
-    """The module pynvml, ready for use; None without it or without a driver."""
+    """The module pynvml, ready for use; None without a driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # the package, the library or the driver is missing: each has an exception of its own
+    except Exception:  # the library or the driver is missing: each has an exception of its own
         return None
     return pynvml
