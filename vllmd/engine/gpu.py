@@ -57,10 +57,15 @@ def _cards() -> tuple[Card, ...]:
     if nvml is None:
         return ()
     try:
-        return tuple(_card(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
+        return read_cards(nvml)
     except Exception as error:  # as in `_facts`
         log.warning("the GPU's driver does not say how much memory there is: %s", error)
         return ()
+
+
+def read_cards(nvml: Any) -> tuple[Card, ...]:
+    """Every GPU, as the module pynvml, once it is ready for use, tells of them."""
+    return tuple(_card(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
 
 
 def _card(nvml: Any, number: int) -> Card:
