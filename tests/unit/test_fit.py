@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from vllmd.engine import checkpoint
 from vllmd.engine.causes import Cause
 from vllmd.engine.checkpoint import Checkpoint, Part, Weights, weigh
 from vllmd.engine.fit import ALLOWANCE, BLOCK, GIB, Answer, Question, Room, judge
-from vllmd.engine.fitting import device_of, refusal, room_on
-from vllmd.engine.gpu import Card
+from vllmd.engine.fitting import device_of, fit_of, refusal, room_on
+from vllmd.engine.gpu import Card, read_cards
 from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Shape, Unknown, read_shape
 from vllmd.engine.wants import SPACE, Wants, flag, read_wants
@@ -518,6 +519,36 @@ CARDS = [Card(f"GPU-{number}", 80 * GIB, (80 - 10 * number) * GIB) for number in
 
 def room_of(cards: list[Card], visible: str | None = None, **wants: Any) -> Room | Unknown:
     return room_on(cards, Wants(**wants), visible)
+
+
+class Nvml:
+    """Two GPUs, as NVML tells of them; older versions of its module give bytes."""
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+        return number
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(total=80 * GIB, free=(70 + handle) * GIB, used=0)
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str | bytes:
+        return ("GPU-a", b"GPU-b")[handle]
+
+
+def test_the_driver_s_words_become_cards() -> None:
+    assert read_cards(Nvml()) == (Card("GPU-a", 80 * GIB, 70 * GIB), Card("GPU-b", 80 * GIB, 71 * GIB))
+
+
+@pytest.mark.parametrize(("flags", "config"), [({"quantization": "fp8"}, {}), ({}, {"quantization_config": {"a": 1}})])
+async def test_weights_that_shrink_as_they_are_loaded_are_unknown(
+    tmp_path: Path, flags: dict[str, Any], config: dict[str, Any]
+) -> None:
+    write_safetensors(tmp_path / "model.safetensors", {"w": ("F16", [8], 16)})
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN, **config}))
+    plan = replace(PLAN, model=Model(str(tmp_path), args=flags))
+    assert (await fit_of(plan, None)).reason.startswith("its weights are quantised as they are loaded")
 
 
 def test_the_first_gpus_that_can_be_seen_are_taken() -> None:

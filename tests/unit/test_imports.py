@@ -84,7 +84,7 @@ LIBRARIES_OF_MODULES = {
     "vllmd.notify": ({"sdnotify"}, "systemd's protocol"),
     "vllmd.server.page": ({"prometheus_client"}, "what Prometheus reads; loaded by who asks for it only"),
     "vllmd.server.exposition": ({"prometheus_client"}, "what Prometheus reads; loaded by who asks for it only"),
-    "vllmd.engine.gpu": ({"pynvml"}, "the GPU's driver, where somebody has installed the way to ask it"),
+    "vllmd.engine.gpu": ({"pynvml"}, "the GPU's driver"),
 }
 
 NEVER = [

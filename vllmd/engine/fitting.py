@@ -63,7 +63,7 @@ async def refusal(
     if plan.model.fit == "off":
         return None
     try:
-        fit = await _when_free(partial(ask, plan, root), patience_s if plan.model.fit == "refuse" else 0)
+        fit = await _when_free(plan.name, partial(ask, plan, root), patience_s if plan.model.fit == "refuse" else 0)
     except Exception as error:  # whatever stands in a model's files: what cannot be judged is started
         log.warning("%s: whether the model fits cannot be judged: %s", plan.name, error, extra=about(model=plan.name))
         return None
@@ -75,11 +75,13 @@ async def refusal(
     return None
 
 
-async def _when_free(ask: Callable[[], Awaitable[Fit]], patience_s: float) -> Fit:
+async def _when_free(name: str, ask: Callable[[], Awaitable[Fit]], patience_s: float) -> Fit:
     """The answer; a no that others are the reason of only after a while, since they may let go."""
     now = asyncio.get_running_loop().time
     deadline = now() + patience_s
     fit = await ask()
+    if _may_pass(fit) and patience_s:
+        log.info("%s: memory is waited for: %s", name, fit.reason, extra=about(model=name))
     while _may_pass(fit) and now() < deadline:
         await asyncio.sleep(LOOKS_EVERY_S)
         fit = await ask()
@@ -109,8 +111,11 @@ def _files(plan: Plan, environ: Mapping[str, str]) -> tuple[Weights | Unknown, S
 
 
 def _as_loaded(found: Checkpoint, quantization: str | None) -> Weights | Unknown:
-    if quantization is not None and not found.config.get("quantization_config"):
-        return Unknown("with quantization at load it cannot be judged")
+    """The weights, unless they are made smaller only as they are loaded: by a flag, or by what config.json says of
+    weights that are plain numbers still."""
+    is_wanted = quantization is not None or bool(found.config.get("quantization_config"))
+    if is_wanted and isinstance(found.weights, Weights) and not found.weights.all.others:
+        return Unknown("its weights are quantised as they are loaded")
     return found.weights
 
 
@@ -133,7 +138,7 @@ def room_on(cards: Sequence[Card], wants: Wants, visible: str | None) -> Room | 
         visible: CUDA_VISIBLE_DEVICES, where it is set.
     """
     if not cards:
-        return Unknown("nobody can be asked how much memory the GPUs have: install nvidia-ml-py beside vllmd")
+        return Unknown("no driver of NVIDIA's says how much memory the GPUs have")
     seen = _seen(cards, visible)
     if isinstance(seen, Unknown) or len(seen) < wants.devices:
         return seen if isinstance(seen, Unknown) else Unknown(f"{wants.devices} GPUs are asked for, {len(seen)} seen")

@@ -1,4 +1,4 @@
-"""What the GPU's driver says (NVML), where nvidia-ml-py is installed and there is a driver.
+"""What the GPU's driver says (NVML), where there is one.
 
 A driver can fail in many ways and can block for long, so every question is asked in a thread, and every failure is an
 answer: none, or a sentence.
@@ -86,10 +86,15 @@ def _cards() -> tuple[Card, ...]:
     if nvml is None:
         return ()
     try:
-        return tuple(_card(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
+        return read_cards(nvml)
     except Exception as error:  # as in `_facts`
         log.warning("the GPU's driver does not say how much memory there is: %s", error)
         return ()
+
+
+def read_cards(nvml: Any) -> tuple[Card, ...]:
+    """Every GPU, as the module pynvml, once it is ready for use, tells of them."""
+    return tuple(_card(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
 
 
 def _card(nvml: Any, number: int) -> Card:
@@ -168,11 +173,11 @@ def _memory_of(pids: set[int]) -> int:
 
 
 def _nvml() -> Any:
-    """The module pynvml, ready for use; None without it or without a driver."""
+    """The module pynvml, ready for use; None without a driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # the package, the library or the driver is missing: each has an exception of its own
+    except Exception:  # the library or the driver is missing: each has an exception of its own
         return None
     return pynvml
