@@ -122,7 +122,7 @@ def _of_requests(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _of_served(served: Mapping[str, ServedNow]) -> Iterator[Metric]:
-    size = _counter("vllmd_relayed_bytes_total", "Bytes of answers that came from engines.", "model")
+    size = _counter("vllmd_relayed_bytes_total", "About how many bytes of answers came from engines.", "model")
     replays = _counter("vllmd_replays_total", "Requests sent again because their engine died.", "model")
     continued = _counter("vllmd_continuations_total", "Answers with which another engine went on.", "model")
     for name, each in served.items():
