@@ -50,6 +50,7 @@ class Knobs:
     life_s: int = 600
     garbage: int = 0
     flood: int = 0
+    metrics: str = ""
     journal: str = ""
 
     def but(self, values: Mapping[str, Any]) -> "Knobs":
