@@ -38,7 +38,9 @@ def render(snapshot: Snapshot, engines: Mapping[str, str], *, is_open: bool) -> 
     registry.register(_Numbers([*families(snapshot), *merged(engines)]))
     ProcessCollector(registry=registry)
     if is_open:
-        return openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest(registry)
+        # Its other ways to write names make `vllm_` of `vllm:`, though a colon has always been good.
+        page = openmetrics.generate_latest(registry, escaping=openmetrics.ALLOWUTF8)
+        return openmetrics.CONTENT_TYPE_LATEST, page
     return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry)
 
 

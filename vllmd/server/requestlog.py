@@ -56,6 +56,11 @@ def _end(record: Ended) -> str:
     return f"{record.outcome.replace('_', ' ')}, {record.status}"
 
 
+def warn_of_prompts() -> None:
+    """Says in the log what `log.prompts` means."""
+    log.warning("log.prompts is on: whoever may read the log reads what people ask")
+
+
 def log_prompt(call: Call) -> None:
     """Logs what is asked, cut to a bearable length."""
     asked = call.body[:PROMPT_BYTES].decode(errors="replace")
