@@ -66,6 +66,7 @@ start-up knobs when the process starts). The file outlives the process: the next
     GARBAGE         0       1: bytes on stdout that are no text, and a very long line
     LOG_PROMPTS     0       1: prints what it is asked, as --enable-log-requests does with VLLM_LOGGING_LEVEL=DEBUG
     FLOOD           0       log lines written before ready and at each generation; an unread pipe blocks it, as in life
+    METRICS                 what /metrics says instead of the truth; `hang`: nothing, for ever
     JOURNAL                 a file to which it appends what it saw and did, as JSON lines; `journal(path)` reads it
 """
 

@@ -167,7 +167,9 @@ def _config(setting: Setting, folder: Path, port: int, replays: int) -> str:
     environ = setting.engine_environ
     lines = [CONFIG.format(folder=folder, port=port, replays=replays)]
     lines += [f"{name} = {json.dumps(value)}" for name, value in environ.items()]
-    return "\n".join([*lines, setting.more_config, ""])
+    # nginx's access_log is off as well. An earlier vllmd, measured for comparison, has no such key.
+    is_later = (setting.product / "vllmd/server/requestlog.py").exists()
+    return "\n".join([*lines, "[log]\nrequests = false" if is_later else "", setting.more_config, ""])
 
 
 CONFIG = """

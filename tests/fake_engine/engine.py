@@ -117,7 +117,9 @@ class Engine:
     async def _answer(self, request: Request, connection: Connection) -> None:
         self._controls.refresh()
         try:
-            if routes.generates(request):
+            if request.path == "/metrics" and self._controls.now.metrics == "hang":
+                await asyncio.Event().wait()
+            elif routes.generates(request):
                 await self._generator.serve(request, connection)
             else:
                 connection.respond(*routes.answer(request, self._flags, self._controls.now, self._generator))

@@ -51,6 +51,7 @@ class Knobs:
     garbage: int = 0
     flood: int = 0
     log_prompts: int = 0
+    metrics: str = ""
     journal: str = ""
 
     def but(self, values: Mapping[str, Any]) -> "Knobs":

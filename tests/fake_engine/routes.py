@@ -37,6 +37,8 @@ def answer(request: Request, flags: Flags, knobs: Knobs, generator: Generator) -
     if request.path == "/v1/embeddings" and not knobs.embeddings:
         return NOT_FOUND
     get, post = READ.get(request.path), ASKED.get(request.path)
+    if request.path == "/metrics" and knobs.metrics:
+        return 200, knobs.metrics.encode(), "text/plain"
     if request.method == "GET" and get:
         return get(flags, generator)
     if request.method == "POST" and post:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -118,12 +119,16 @@ def test_an_adopted_engine_dies_like_any_other() -> None:
         first = daemon.engine_pid
         daemon.order("restart", wait=True)
         until_sync(lambda: 1 not in processes(daemon), "every process of the first engine to be gone")
+        before = time.monotonic()
         service.restart()
+        lived_s = time.monotonic() - before
         assert daemon.model().generation == 2
         os.kill(daemon.engine_pid, signal.SIGKILL)
         until_sync(lambda: daemon.model().generation == 3, "it to be replaced")
         daemon.wait_for("ready")
         assert "SIGKILL" in daemon.log
+        (incident,) = daemon.fetch("/api/incidents")[1]["incidents"]
+        assert incident["lived_s"] > lived_s, "its life began under another vllmd"
         service.restart()
         guard = find(daemon, 3, GUARD)
         assert guard

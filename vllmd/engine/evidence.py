@@ -80,6 +80,15 @@ def process_facts(pid: int) -> ProcessFacts | None:
     )
 
 
+def lived_s(pid: int) -> float:
+    """Seconds since a process was started (field 22 of proc_pid_stat(5), against proc_uptime(5)); 0 if it is gone."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return max(0.0, float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))
+    except OSError:
+        return 0.0
+
+
 def _read(path: str) -> str:
     with suppress(OSError):
         return Path(path).read_text()

@@ -70,7 +70,7 @@ class Generation:
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         self._evidence = Evidence()
         self._root: Path | None = None
-        self._began_at = time.time()
+        self._began_at = time.time() - (evidence.lived_s(kept.record.guard) if kept and kept.record else 0.0)
         self._plan = plan
         self._secrets = secrets_in({**plan.environ, **plan.model.env})
         self._on_progress = on_progress

@@ -63,7 +63,7 @@ async def facts() -> Gpus:
     """Kind, memory, load and health of each GPU, after at most `ANSWER_S` seconds."""
     try:
         async with asyncio.timeout(ANSWER_S):
-            return await asyncio.to_thread(_facts)
+            return await asyncio.to_thread(lambda: told_by(_nvml()))
     except TimeoutError:
         return Gpus(lines=(f"the driver has not answered in {ANSWER_S:g} s",))
 
@@ -103,8 +103,12 @@ def _card(nvml: Any, number: int) -> Card:
     return Card(uuid.decode() if isinstance(uuid, bytes) else str(uuid), int(memory.total), int(memory.free))
 
 
-def _facts() -> Gpus:
-    nvml = _nvml()
+def told_by(nvml: Any) -> Gpus:
+    """What the driver says.
+
+    Args:
+        nvml: the module pynvml, ready for use; None where there is no way to ask.
+    """
     if nvml is None:
         return NO_GPUS
     driver = _answer(lambda: _text(nvml.nvmlSystemGetDriverVersion()))

@@ -28,7 +28,7 @@ class Ended(NamedTuple):
         tokens_per_s: of the answer once it had begun; None where nothing came.
         replays: how often it was sent again because its engine died.
         continuations: how often another engine went on with the answer.
-        size_bytes: how much of an answer came from engines.
+        size_bytes: about how much of an answer came from engines.
     """
 
     id: str

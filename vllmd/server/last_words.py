@@ -5,19 +5,15 @@ stands there. The text of an answer cannot fake it, since JSON escapes its quote
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
-TAIL_BYTES = 4096
-"""So much of an answer is looked at."""
+TAIL_BYTES = 1024
+"""So much of an answer in one piece is looked at."""
 
-_REASONS = (b'"finish_reason":', b'"stop_reason":')
-"""In this order: beside a `finish_reason` a `stop_reason` is the client's own stop string."""
-_INCOMPLETE = (b'"status":"incomplete"', b'"status": "incomplete"')
-_IN = (b'"prompt_tokens":', b'"input_tokens":')
-_OUT = (b'"completion_tokens":', b'"output_tokens":')
-
-_WORD = re.compile(rb'\s*"([a-z_]{1,32})"')
-_NUMBER = re.compile(rb"\s*([0-9]{1,9})\b")
+_WORDS = re.compile(
+    rb'"(finish_reason|stop_reason|status|(?:prompt|input|completion|output)_tokens)": ?("[a-z_]{1,32}"|[0-9]{1,9}\b)'
+)
 
 
 class LastWords(NamedTuple):
@@ -37,25 +33,23 @@ NOTHING_SAID = LastWords()
 
 
 def last_words(tail: bytes | bytearray) -> LastWords:
-    """Reads an answer in one piece, or the last events of a stream."""
-    return LastWords(_reason(tail), _number(tail, _IN), _number(tail, _OUT))
+    """Reads the end of an answer in one piece, or the last events of a stream."""
+    said = dict(_WORDS.findall(tail))
+    return LastWords(
+        _reason(said),
+        _number(said, b"prompt_tokens", b"input_tokens"),
+        _number(said, b"completion_tokens", b"output_tokens"),
+    )
 
 
-def _reason(tail: bytes | bytearray) -> str:
-    if word := _last(tail, _REASONS, _WORD):
-        return word.decode()
-    return "incomplete" if any(each in tail[-TAIL_BYTES:] for each in _INCOMPLETE) else ""
+def _reason(said: Mapping[bytes, bytes]) -> str:
+    """Beside a `finish_reason`, a `stop_reason` is the client's own stop string."""
+    reason = said.get(b"finish_reason") or said.get(b"stop_reason") or b""
+    if not reason and said.get(b"status") == b'"incomplete"':
+        return "incomplete"
+    return reason.strip(b'"').decode()
 
 
-def _number(tail: bytes | bytearray, names: tuple[bytes, ...]) -> int | None:
-    digits = _last(tail, names, _NUMBER)
-    return None if digits is None else int(digits)
-
-
-def _last(tail: bytes | bytearray, names: tuple[bytes, ...], pattern: "re.Pattern[bytes]") -> bytes | None:
-    """What stands behind the last of the first of these names that is there."""
-    for name in names:
-        at = tail.rfind(name, max(0, len(tail) - TAIL_BYTES))
-        if at >= 0 and (match := pattern.match(tail, at + len(name))):
-            return match[1]
-    return None
+def _number(said: Mapping[bytes, bytes], name: bytes, older: bytes) -> int | None:
+    digits = said.get(name) or said.get(older)
+    return int(digits) if digits and digits.isdigit() else None

@@ -38,7 +38,9 @@ def render(snapshot: Snapshot, engines: Mapping[str, str], *, is_open: bool) -> 
     registry.register(_Numbers([*families(snapshot), *merged(engines)]))
     ProcessCollector(registry=registry)
     if is_open:
-        return openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest(registry)
+        # Its other ways to write names make `vllm_` of `vllm:`, though a colon has always been good.
+        page = openmetrics.generate_latest(registry, escaping=openmetrics.ALLOWUTF8)
+        return openmetrics.CONTENT_TYPE_LATEST, page
     return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry)
 
 
@@ -122,7 +124,7 @@ def _of_requests(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _of_served(served: Mapping[str, ServedNow]) -> Iterator[Metric]:
-    size = _counter("vllmd_relayed_bytes_total", "Bytes of answers that came from engines.", "model")
+    size = _counter("vllmd_relayed_bytes_total", "About how many bytes of answers came from engines.", "model")
     replays = _counter("vllmd_replays_total", "Requests sent again because their engine died.", "model")
     continued = _counter("vllmd_continuations_total", "Answers with which another engine went on.", "model")
     for name, each in served.items():

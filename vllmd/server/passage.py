@@ -17,6 +17,7 @@ from vllmd.server import endings
 from vllmd.server.continuation import Seam, Transcript
 from vllmd.server.doors import Door
 from vllmd.server.endings import Fault
+from vllmd.server.last_words import TAIL_BYTES
 from vllmd.server.straight import Straight
 from vllmd.sse import Splitter, events_in
 from vllmd.template import Learner, Template
@@ -137,13 +138,13 @@ class Passage:
 
     @property
     def size_bytes(self) -> int:
-        """How much of the answer has come, in bytes."""
+        """About how much of the answer has come, in bytes."""
         return self._straight.size_bytes + self._other_bytes
 
     @property
     def tail(self) -> bytearray | bytes:
         """The end of the answer, where it says why it ended and what it took."""
-        return b"".join(self._last) if self.is_stream else self.body
+        return b"".join(self._last) if self.is_stream else self.body[-TAIL_BYTES:]
 
     # ── the engine's side: called as bytes come ──
 

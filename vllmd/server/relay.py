@@ -25,7 +25,7 @@ from vllmd.server.doors import Door
 from vllmd.server.ended import Ended, ended, refused
 from vllmd.server.outcomes import Outcome, by_order, of_error, of_status, status_of
 from vllmd.server.queue import Queue, places
-from vllmd.server.requestlog import log_prompt, log_request
+from vllmd.server.requestlog import log_prompt, log_request, warn_of_prompts
 from vllmd.server.silence import patience
 from vllmd.server.stream import Stream
 from vllmd.server.watch import Watch
@@ -64,6 +64,8 @@ class Relay:
         self._patience = patience(current.config)
         self._watch = Watch(self._patience.tick_s, on_lag)
         self._on_end = on_end
+        if current.config.log.prompts:
+            warn_of_prompts()
 
     def reconfigure(self) -> None:
         """Another configuration is in force. Streams that run keep the patience with which they began."""
@@ -71,6 +73,8 @@ class Relay:
         self._queue.reconfigure(config.queue, places(config))
         self._patience = patience(config)
         self._watch.interval_s = self._patience.tick_s
+        if config.log.prompts:
+            warn_of_prompts()
 
     def note_refusal(self, request: web.Request, error: VllmdError | web.HTTPException) -> None:
         """A request was refused before it became a call."""
@@ -107,7 +111,7 @@ class Relay:
             _uncancel()
             await _fail(call, door, call.ended_by, by_order(of_error(call.ended_by)))
         except VllmdError as error:
-            await _fail(call, door, error, _of_engine(of_error(error), supervisor))
+            await _fail(call, door, error, _of_engine(of_error(error), call, supervisor))
         except ConnectionError:
             raise  # the client has left
         except Exception:
@@ -121,7 +125,7 @@ class Relay:
         with self._watch.over(stream):
             attempts = Attempts(call, door, stream, supervisor, self._queue, self._feed, self._current.config)
             if refusal := await attempts.answer():
-                call.outcome, call.status = _of_engine(of_status(refusal.status), supervisor), refusal.status
+                call.outcome, call.status = _of_engine(of_status(refusal.status), call, supervisor), refusal.status
                 await door.refuse(refusal)
             else:
                 if stream.is_done:
@@ -141,9 +145,9 @@ class Relay:
         return Transcript(call.body, settings.continuation_bytes)
 
 
-def _of_engine(outcome: Outcome, supervisor: Supervisor) -> Outcome:
-    """An error of an engine that was told to end is none of its own."""
-    return by_order(outcome) if outcome is Outcome.ENGINE_ERROR and supervisor.ends_by_order else outcome
+def _of_engine(outcome: Outcome, call: Call, supervisor: Supervisor) -> Outcome:
+    """What becomes of a call by an engine that was told to end, after it had got the call, is no failure of it."""
+    return by_order(outcome) if call.sent_at is not None and supervisor.ends_by_order else outcome
 
 
 async def _fail(call: Call, door: Door, error: VllmdError, outcome: Outcome) -> None:

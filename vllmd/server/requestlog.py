@@ -24,19 +24,19 @@ def log_request(record: Ended) -> None:
 
 
 def sentence(record: Ended) -> str:
-    """A record in words: `chat/completions of key:laptop, tiny: 34 → 120 tokens in 2.1 s (…), stop`."""
+    """A record in words: `chat/completions of key:laptop, tiny: 34 → 120 tokens in 2.10 s (…), stop`."""
     asked = f"{record.path.removeprefix('/v1/')} of {record.who}"
     if not record.model:
         return f"{asked}: {record.outcome}, {record.status}"
     tokens_in = "" if record.tokens_in is None else f"{record.tokens_in} → "
-    took = f"{tokens_in}{record.tokens_out} tokens in {record.duration_s:.1f} s ({_details(record)})"
+    took = f"{tokens_in}{record.tokens_out} tokens in {_seconds(record.duration_s)} ({_details(record)})"
     return f"{asked}, {record.model}: {took}, {_end(record)}"
 
 
 def _details(record: Ended) -> str:
-    details = [f"queue {record.queue_s:.1f} s"]
+    details = [f"queue {_seconds(record.queue_s)}"]
     if record.first_token_s is not None:
-        details.append(f"first token {record.first_token_s:.2f} s")
+        details.append(f"first token {_seconds(record.first_token_s)}")
     if record.tokens_per_s is not None:
         details.append(f"{record.tokens_per_s:.0f}/s")
     if record.replays:
@@ -46,10 +46,19 @@ def _details(record: Ended) -> str:
     return ", ".join(details)
 
 
+def _seconds(duration_s: float) -> str:
+    return f"{duration_s:.2f} s" if duration_s < 10 else f"{duration_s:.0f} s"
+
+
 def _end(record: Ended) -> str:
     if record.outcome in ANSWERED:
         return record.reason or str(record.outcome)
     return f"{record.outcome.replace('_', ' ')}, {record.status}"
+
+
+def warn_of_prompts() -> None:
+    """Says in the log what `log.prompts` means."""
+    log.warning("log.prompts is on: whoever may read the log reads what people ask")
 
 
 def log_prompt(call: Call) -> None:

@@ -40,7 +40,7 @@ class Stream:
         is_stalled: it was given up because the engine was silent.
         counted: about how many tokens came in the attempts that are over.
         first_at: when the first token went out, in `time.monotonic`'s seconds; None before, and where it is no stream.
-        size_bytes: how much came in the attempts that are over.
+        size_bytes: about how much came in the attempts that are over.
         last_words: what the last attempt that is over said of itself.
     """
 
