@@ -53,9 +53,10 @@ class OpenAI:
         self._accounts = accounts
 
     def infer(self, path: str) -> Handler:
-        """The handler that relays requests for inference to the engine's route `path`; their bytes pass unchanged."""
+        """The handler of the engine's route `path`."""
 
         async def relay(request: web.Request) -> web.StreamResponse:
+            """Relays a request for inference; its bytes pass unchanged."""
             call, door = await self._call(request, path), PlainDoor(request)
             await self._relay.carry(call, door)
             assert door.response is not None, "a call that ends without an error has an answer"
