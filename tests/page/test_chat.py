@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from daemons import Daemon
-from page.browser import Tab
-from page.conftest import Visit
 from playwright.sync_api import expect
 from waiting import until_sync
+
+from page.browser import Tab
+from page.conftest import Visit
 
 LOOPS = ("uvloop",)
 
@@ -174,7 +175,8 @@ def test_two_tabs_see_each_other_s_conversations(daemon: Daemon, tab: Tab) -> No
 def test_a_full_browser_is_told_of_and_loses_nothing(daemon: Daemon, tab: Tab) -> None:
     tab.open_ready()
     tab.page.evaluate(
-        "for (let size = 4e6; size >= 1; size /= 2) try { for (let i = 0; ; i++) localStorage['x' + size + i] = 'x'.repeat(size) } catch {}"
+        "for (let size = 4e6; size >= 1; size /= 2)"
+        "try { for (let i = 0; ; i++) localStorage['x' + size + i] = 'x'.repeat(size) } catch {}"
     )
     answer = tab.ask("no room for this")
     expect(answer.locator(".words")).to_contain_text("tok15")
@@ -286,7 +288,8 @@ def test_events_are_read_however_they_are_cut(daemon: Daemon, tab: Tab) -> None:
     for size in (1, 2, 3, 7, 100):
         found = tab.page.evaluate(
             "async ([text, size]) => { const { Decoder } = await import('/page/sse.js'); const decoder = new Decoder();"
-            "const found = []; for (let i = 0; i < text.length; i += size) found.push(...decoder.feed(text.slice(i, i + size)));"
+            "const found = []; const feed = (piece) => found.push(...decoder.feed(piece));"
+            "for (let i = 0; i < text.length; i += size) feed(text.slice(i, i + size));"
             "return found.map(each => [each.event, each.data, each.id, each.comment]) }",
             [stream, size],
         )

@@ -16,7 +16,7 @@ export class History {
     by("new").addEventListener("click", () => (this.close(), told.begin()));
     this.#opener.addEventListener("click", () => (this.#panel.hasAttribute("data-open") ? this.close() : this.#open()));
     by("shade").addEventListener("click", () => this.close());
-    this.#panel.addEventListener("keydown", (event) => {
+    document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.#panel.hasAttribute("data-open")) (event.stopPropagation(), this.close());
     });
   }
