@@ -1,6 +1,7 @@
 """A conversation: written, streamed, stopped, asked again, changed, kept and taken along."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,22 @@ def test_a_question_is_answered_word_by_word(daemon: Daemon, tab: Tab) -> None:
 def test_stop_ends_the_engine_s_work(daemon: Daemon, tab: Tab) -> None:
     daemon.control(tokens=100_000, tokens_per_s=20)
     tab.open_ready()
-    for number, stop in enumerate(
-        (lambda: tab.page.keyboard.press("Escape"), lambda: tab.page.locator("#stop").click())
-    ):
+    for number, way in enumerate(("key", "button"), 1):
         answer = tab.send("on and on")
         expect(answer.locator(".words")).to_contain_text("tok3")
-        stop()
+        if way == "key":
+            tab.page.keyboard.press("Escape")
+        else:
+            tab.page.locator("#stop").click()
         tab.until_done(answer)
         expect(answer.locator(".under")).to_contain_text("Stopped")
-        until_sync(lambda number=number: len(daemon.journal("end")) == number + 1, "the engine to end its work")  # type: ignore[misc]
+        until_sync(partial(_has_ended, daemon, number), "the engine to end its work")
         assert daemon.journal("end")[-1]["how"] == "cancelled"
     until_sync(lambda: daemon.model().running == 0, "vllmd to have nothing to do")
+
+
+def _has_ended(daemon: Daemon, count: int) -> bool:
+    return len(daemon.journal("end")) == count
 
 
 def test_a_reload_keeps_the_conversation(daemon: Daemon, tab: Tab) -> None:

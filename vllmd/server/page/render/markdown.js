@@ -63,6 +63,7 @@ export function rendered(blocks) {
 /** What the page itself adds: directions, safe links, frames around code and tables. */
 function dressed(fragment) {
   for (const each of fragment.querySelectorAll(WITH_DIRECTION)) each.dir = "auto";
+  for (const each of fragment.querySelectorAll(":not(pre) > code")) each.dir = "ltr";
   for (const each of fragment.querySelectorAll("a")) {
     each.target = "_blank";
     each.rel = "noopener noreferrer nofollow";
