@@ -87,6 +87,11 @@ class Tab:
         self.page.goto(f"{self._daemon.url}/{view}")
         return self
 
+    def without_limit(self) -> "Tab":
+        """From now on answers may be as long as they like."""
+        self._context.add_init_script("""try { localStorage['vllmd.knobs'] = '{"max_tokens": null}' } catch {}""")
+        return self
+
     def open_ready(self) -> "Tab":
         self.open()
         expect(self.page.locator("#empty-state")).to_have_text("Ready.")

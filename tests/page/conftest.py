@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from daemons import Daemon
-from page.browser import CHROMIUM, Tab, chromium
 from playwright.sync_api import Browser
+
+from page.browser import CHROMIUM, Tab, chromium
 
 Visit = Callable[..., Tab]
 

@@ -1,14 +1,16 @@
 """A conversation: written, streamed, stopped, asked again, changed, kept and taken along."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from daemons import Daemon
-from page.browser import Tab
-from page.conftest import Visit
 from playwright.sync_api import expect
 from waiting import until_sync
+
+from page.browser import Tab
+from page.conftest import Visit
 
 LOOPS = ("uvloop",)
 
@@ -50,17 +52,22 @@ def test_a_question_is_answered_word_by_word(daemon: Daemon, tab: Tab) -> None:
 def test_stop_ends_the_engine_s_work(daemon: Daemon, tab: Tab) -> None:
     daemon.control(tokens=100_000, tokens_per_s=20)
     tab.open_ready()
-    for number, stop in enumerate(
-        (lambda: tab.page.keyboard.press("Escape"), lambda: tab.page.locator("#stop").click())
-    ):
+    for number, way in enumerate(("key", "button"), 1):
         answer = tab.send("on and on")
         expect(answer.locator(".words")).to_contain_text("tok3")
-        stop()
+        if way == "key":
+            tab.page.keyboard.press("Escape")
+        else:
+            tab.page.locator("#stop").click()
         tab.until_done(answer)
         expect(answer.locator(".under")).to_contain_text("Stopped")
-        until_sync(lambda number=number: len(daemon.journal("end")) == number + 1, "the engine to end its work")  # type: ignore[misc]
+        until_sync(partial(_has_ended, daemon, number), "the engine to end its work")
         assert daemon.journal("end")[-1]["how"] == "cancelled"
     until_sync(lambda: daemon.model().running == 0, "vllmd to have nothing to do")
+
+
+def _has_ended(daemon: Daemon, count: int) -> bool:
+    return len(daemon.journal("end")) == count
 
 
 def test_a_reload_keeps_the_conversation(daemon: Daemon, tab: Tab) -> None:
@@ -174,7 +181,8 @@ def test_two_tabs_see_each_other_s_conversations(daemon: Daemon, tab: Tab) -> No
 def test_a_full_browser_is_told_of_and_loses_nothing(daemon: Daemon, tab: Tab) -> None:
     tab.open_ready()
     tab.page.evaluate(
-        "for (let size = 4e6; size >= 1; size /= 2) try { for (let i = 0; ; i++) localStorage['x' + size + i] = 'x'.repeat(size) } catch {}"
+        "for (let size = 4e6; size >= 1; size /= 2)"
+        "try { for (let i = 0; ; i++) localStorage['x' + size + i] = 'x'.repeat(size) } catch {}"
     )
     answer = tab.ask("no room for this")
     expect(answer.locator(".words")).to_contain_text("tok15")
@@ -286,7 +294,8 @@ def test_events_are_read_however_they_are_cut(daemon: Daemon, tab: Tab) -> None:
     for size in (1, 2, 3, 7, 100):
         found = tab.page.evaluate(
             "async ([text, size]) => { const { Decoder } = await import('/page/sse.js'); const decoder = new Decoder();"
-            "const found = []; for (let i = 0; i < text.length; i += size) found.push(...decoder.feed(text.slice(i, i + size)));"
+            "const found = []; const feed = (piece) => found.push(...decoder.feed(piece));"
+            "for (let i = 0; i < text.length; i += size) feed(text.slice(i, i + size));"
             "return found.map(each => [each.event, each.data, each.id, each.comment]) }",
             [stream, size],
         )

@@ -57,7 +57,7 @@ async def test_what_a_browser_has_is_not_sent_again(daemon: Daemon) -> None:
 )
 async def test_nothing_else_is_served(daemon: Daemon, path: str) -> None:
     answer = await daemon.tcp.ask(f"/page/{path}")
-    assert (answer.status, answer.error["code"]) == (404, "not_found"), path
+    assert (answer.status, answer.error["code"]) == (404, "route_not_found"), path
 
 
 async def test_the_page_needs_no_key_and_everything_else_does(start: Start, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ async def test_it_can_be_turned_off(start: Start) -> None:
     daemon = start(page={"enabled": False}, ready=False)
     for path in ("/", "/page/main.js"):
         answer = await daemon.tcp.ask(path)
-        assert (answer.status, answer.error["code"]) == (404, "not_found")
+        assert (answer.status, answer.error["code"]) == (404, "route_not_found")
         assert "page.enabled" in answer.error["hint"]
 
 

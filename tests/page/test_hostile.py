@@ -1,13 +1,14 @@
-"""What a model says is nobody's page: nothing in it runs, loads or leads astray. Nor does what a name or an error says."""
+"""What a model says is nobody's page: nothing in it runs, loads or leads astray; nor in a name or an error."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
-from conftest import Start
-from daemons import Daemon
+from daemons import Daemon, running
+from playwright.sync_api import expect
+
 from page.browser import Tab
 from page.conftest import Visit
-from playwright.sync_api import expect
 
 LOOPS = ("uvloop",)
 
@@ -36,7 +37,7 @@ ATTACKS = [
     "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=alert(1)&gt;'>",
     "```<img src=x onerror=alert(1)>\n<img src=x onerror=alert(1)>\n```",
     '```js"onmouseover="alert(1)\nx\n```',
-    f'[x](http://a.example/"onmouseover="alert(1) "title" )',
+    '[x](http://a.example/"onmouseover="alert(1) "title" )',
     "| <img src=x onerror=alert(1)> |\n|---|\n| <script>alert(1)</script> |",
     "- [x] <input type=image src=x onerror=alert(1)>",
     "a<br>b <br onclick=alert(1)> c",
@@ -46,16 +47,17 @@ STRANGERS = (
     "[...document.querySelectorAll('.turns *, #notice *, #conversations *')].flatMap(each => ["
     " ...(/^(script|img|image|svg|math|style|iframe|link|base|meta|form|video|object|embed|audio)$/i.test(each.tagName)"
     "   ? [each.outerHTML] : []),"
-    " ...[...each.attributes].filter(a => /^on|^style$|^src|^srcdoc$|^id$|^name$/i.test(a.name)).map(a => each.outerHTML),"
+    " ...[...each.attributes].filter(a => /^on|^style$|^src|^id$|^name$/i.test(a.name)).map(a => each.outerHTML),"
     " ...(each.href && !/^(https?|mailto):/.test(each.href) ? [each.outerHTML] : []),"
-    " ...(each.tagName === 'A' && (each.target !== '_blank' || !each.rel.includes('noopener')) ? [each.outerHTML] : []) ])"
+    " ...(each.tagName === 'A' && !(each.target === '_blank' && each.rel.includes('noopener'))"
+    "   ? [each.outerHTML] : []) ])"
 )
 
 
 @pytest.mark.parametrize("split", ["words", "chars"])
 def test_nothing_in_an_answer_runs_loads_or_leads_astray(daemon: Daemon, tab: Tab, split: str) -> None:
     daemon.control(text="\n\n".join(ATTACKS), split=split)
-    tab.open_ready()
+    tab.without_limit().open_ready()
     answer = tab.ask("attack")
     assert tab.page.evaluate(STRANGERS) == []
     expect(answer).to_contain_text("<script>fetch('/broken')</script>")
@@ -70,7 +72,7 @@ def test_nothing_in_an_answer_runs_loads_or_leads_astray(daemon: Daemon, tab: Ta
 def test_each_attack_alone_and_cut_anywhere(daemon: Daemon, tab: Tab) -> None:
     tab.open_ready()
     strange = tab.page.evaluate(
-        """async ([attacks, strangers]) => {
+        """async (attacks) => {
             const { Flow } = await import("/page/render/flow.js");
             const turns = document.getElementById("turns");
             turns.hidden = false;
@@ -82,37 +84,43 @@ def test_each_attack_alone_and_cut_anywhere(daemon: Daemon, tab: Tab) -> None:
                 flow.end();
                 flow.add(attack.slice(cut));
                 flow.end();
-                found.push(...(0, new Function("return " + strangers))());
+                found.push(...STRANGERS);
                 words.remove();
             }
             return found;
-        }""".replace('(0, new Function("return " + strangers))()', STRANGERS),
-        [ATTACKS, ""],
+        }""".replace("STRANGERS", STRANGERS),
+        ATTACKS,
     )
     assert strange == []
 
 
-def test_nor_what_a_user_says_or_a_name_or_an_error(start: Start, visit: Visit) -> None:
-    evil = "<img src=x onerror=alert(1)>"
-    daemon = start(ready=False, models={"tiny": {"model": "models/tiny"}})
-    tables = {"tiny": daemon.tiny() | {"default": True}, evil: daemon.tiny()}
-    daemon.stop()
-    daemon.configure({}, {"models": tables})
-    daemon.start()
-    tab = visit(daemon)
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def misnamed() -> Iterator[Daemon]:
+    """A daemon with a model that has a name like an attack."""
+    daemon = Daemon()
+    daemon.configure({}, {"models": {"tiny": daemon.tiny() | {"default": True}, EVIL: daemon.tiny()}})
+    with running(daemon):
+        yield daemon
+
+
+def test_nor_what_a_user_says_or_a_name_or_an_error(misnamed: Daemon, visit: Visit) -> None:
+    tab = visit(misnamed)
     tab.forgive("Failed to load resource: .* (400|404)")
     tab.open_ready()
-    tab.page.get_by_label("Model").select_option(evil)
-    expect(tab.page.locator("#empty-model")).to_have_text(evil)
+    tab.page.get_by_label("Model").select_option(EVIL)
+    expect(tab.page.locator("#empty-model")).to_have_text(EVIL)
     expect(tab.page.locator("#empty-state")).to_have_text("Ready.")
-    answer = tab.ask(f"{evil} <b>bold</b>")
-    expect(tab.questions).to_have_text(f"{evil} <b>bold</b>")
+    answer = tab.ask(f"{EVIL} <b>bold</b>")
+    expect(tab.questions).to_have_text(f"{EVIL} <b>bold</b>")
     expect(answer.locator(".words")).to_contain_text("tok15")
-    error = {"message": f"{evil} is wrong", "hint": f"<script>alert(1)</script>{evil}", "source": evil}
+    error = {"message": f"{EVIL} is wrong", "hint": f"<script>alert(1)</script>{EVIL}", "source": EVIL}
     tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, body=json.dumps({"error": error})))
     answer = tab.ask("fail")
-    expect(answer.locator(".failure")).to_contain_text(f"{evil} is wrong")
-    expect(answer.locator(".failure .hint")).to_have_text(f"<script>alert(1)</script>{evil}")
+    expect(answer.locator(".failure")).to_contain_text(f"{EVIL} is wrong")
+    expect(answer.locator(".failure .hint")).to_have_text(f"<script>alert(1)</script>{EVIL}")
     assert tab.page.evaluate(STRANGERS) == []
     assert tab.page.locator("img").count() == 0
 
@@ -141,15 +149,18 @@ def test_the_policy_would_have_held(daemon: Daemon, tab: Tab) -> None:
     tab.open_ready()
     ran = tab.page.evaluate(
         """async (elsewhere) => {
-            const tries = {
-                html: () => (document.body.innerHTML += "<b id=hole></b>"),
-                script: () => { const s = document.createElement("script"); s.textContent = "window.hole = 1"; document.body.append(s); },
-                handler: () => document.body.setAttribute("onclick", "window.hole = 1") ?? document.body.click(),
-                style: () => { const s = document.createElement("style"); s.textContent = "body { color: rgb(1, 2, 3) }"; document.body.append(s); },
-                fetch: async () => { await fetch(elsewhere, { mode: "no-cors" }); window.hole = 1; },
-            };
-            for (const each of Object.values(tries)) try { await each(); } catch {}
-            return [window.hole ?? null, !!document.getElementById("hole"), getComputedStyle(document.body).color === "rgb(1, 2, 3)"];
+            const made = (name, text) => Object.assign(document.createElement(name), { textContent: text });
+            const added = (name, text) => document.body.append(made(name, text));
+            const tries = [
+                () => (document.body.innerHTML += "<b id=hole></b>"),
+                () => added("script", "window.hole = 1"),
+                () => document.body.setAttribute("onclick", "window.hole = 1") ?? document.body.click(),
+                () => added("style", "body { color: rgb(1, 2, 3) }"),
+                async () => { await fetch(elsewhere, { mode: "no-cors" }); window.hole = 1; },
+            ];
+            for (const each of tries) try { await each(); } catch {}
+            const colour = getComputedStyle(document.body).color;
+            return [window.hole ?? null, !!document.getElementById("hole"), colour === "rgb(1, 2, 3)"];
         }""",
         ELSEWHERE,
     )

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 from daemons import Daemon, running
+from playwright.sync_api import expect
+
 from page.browser import Tab
 from page.conftest import Visit
-from playwright.sync_api import expect
 
 LOOPS = ("uvloop",)
 
@@ -127,7 +128,7 @@ def test_a_phone_of_320_pixels_shows_it_all(daemon: Daemon, visit: Visit) -> Non
 
 def test_each_block_has_the_direction_of_its_language(daemon: Daemon, tab: Tab) -> None:
     daemon.control(text=LANGUAGES, split="chars")
-    tab.open_ready()
+    tab.without_limit().open_ready()
     answer = tab.ask("שלום, מה שלומך?")
     directions = "all => all.map(each => getComputedStyle(each).direction)"
     assert tab.questions.evaluate_all(directions) == ["rtl"]
@@ -156,7 +157,7 @@ def test_a_long_answer_is_followed_until_one_scrolls(daemon: Daemon, tab: Tab) -
 
 def test_what_streams_is_what_a_reload_shows(daemon: Daemon, tab: Tab) -> None:
     daemon.control(text=RICH + "\n\n" + LANGUAGES + "\n\n[late]: https://example.org\n\nSee [late].", split="chars")
-    tab.open_ready()
+    tab.without_limit().open_ready()
     answer = tab.ask("all")
     markup = "each => each.querySelector('.words').innerHTML"
     streamed = answer.evaluate(markup)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import Start
 from daemons import Daemon
-from page.browser import Tab
-from page.conftest import Visit
 from playwright.sync_api import expect
 
+from page.browser import Tab
+from page.conftest import Visit
 from vllmd import keys
 from vllmd.keys import Scope
 
@@ -53,7 +53,7 @@ def test_phase_percent_and_what_is_left_are_shown(daemon: Daemon, tab: Tab) -> N
 
 @pytest.mark.parametrize("continuation", [True, False])
 def test_an_engine_that_dies_in_mid_answer(start: Start, visit: Visit, continuation: bool) -> None:
-    knobs = {"tokens": 6, "fault": "cut", "fault_after": 3, "fault_exit": "SIGKILL"}
+    knobs = {"tokens": 6, "tokens_per_s": 10, "fault": "cut", "fault_after": 3, "fault_exit": "SIGKILL"}
     daemon = start(replay={"continuation": continuation})
     daemon.control(**knobs, once=str(daemon.folder / "once"))
     tab = visit(daemon).open_ready()
@@ -64,7 +64,7 @@ def test_an_engine_that_dies_in_mid_answer(start: Start, visit: Visit, continuat
     else:
         expect(answer.locator(".words")).to_have_text("tok0 tok1 tok2")
         expect(answer.locator(".failure .said")).not_to_be_empty()
-        expect(answer.locator(".failure .whose")).to_have_text("Says vllmd.")
+        expect(answer.locator(".failure .whose")).to_have_text("Says the engine.")
         expect(tab.page.locator(".streaming")).to_have_count(0)
         answer.get_by_text("Try again").click()
         expect(tab.answers.locator(".words")).to_have_text("tok0 tok1 tok2 tok3 tok4 tok5")
@@ -74,10 +74,10 @@ def test_an_engine_that_dies_in_mid_answer(start: Start, visit: Visit, continuat
 def test_errors_are_told_as_the_api_tells_them(daemon: Daemon, tab: Tab) -> None:
     tab.forgive("Failed to load resource: .* 400")
     tab.open_ready()
-    daemon.control(tokens=6, fault="error:500", fault_after=2)
+    daemon.control(tokens=6, tokens_per_s=10, fault="error:400", fault_after=2)
     answer = tab.ask("break")
     expect(answer.locator(".words")).to_have_text("tok0 tok1")
-    expect(answer.locator(".failure .said")).to_contain_text("EngineCore encountered an issue")
+    expect(answer.locator(".failure .said")).to_contain_text("Grammar error")
     daemon.control(fault="http:400")
     answer = tab.ask("refuse")
     expect(answer.locator(".failure .said")).to_contain_text("Grammar error")
