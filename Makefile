@@ -25,6 +25,7 @@ stop: setup      ## end the demo
 	@$(IN)python packaging/demo/demo.py stop
 
 test: setup      ## all tests, those on the real vLLM included
+	@packaging/test-tools.sh
 	@$(IN)python packaging/demo/prepare.py --state "$${XDG_CACHE_HOME:-$$HOME/.cache}/vllmd/demo" >/dev/null
 	@$(IN)python -m pytest
 

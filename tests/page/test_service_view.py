@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import Start
 from daemons import Daemon
+from playwright.sync_api import Locator, Page, expect
+from recordings import FIXTURES
+
 from page.browser import Tab
 from page.conftest import Visit
-from playwright.sync_api import Locator, Page, expect
-
 from vllmd import keys
+from vllmd.engine.phases import split
 from vllmd.keys import Scope
 
 LOOPS = ("uvloop",)
@@ -238,6 +240,33 @@ def test_a_daemon_that_is_away_is_waited_for(start: Start, visit: Visit) -> None
     daemon.start()
     expect(seen.get_by_role("alert")).to_be_hidden()
     expect(seen.locator(".state-word")).to_have_text("ready")
+
+
+def test_lines_are_taken_apart_as_the_daemon_does_it(daemon: Daemon, tab: Tab) -> None:
+    recorded = [line for file in sorted((FIXTURES / "startup").glob("*.log")) for line in file.read_text().splitlines()]
+    lines = [line[:2000] for line in (*recorded, "", ATTACK, "ERROR is no level here", "INFO:     Uvicorn's")]
+    tab.open()
+    parted = "async lines => { const {parted} = await import('/page/service/lines.js'); return lines.map(parted) }"
+    found = [(each["level"], each["message"]) for each in tab.page.evaluate(parted, lines)]
+    assert found == [(level.lower(), message) for level, message in map(split, lines)]
+
+
+def test_figures_and_lines_are_made_right(daemon: Daemon, tab: Tab) -> None:
+    right = {
+        "words.duration(0.01)": "0 s",
+        "words.duration(0.94)": "0.9 s",
+        "words.duration(59.6)": "1 min",
+        "words.duration(3 * 3600 + 61)": "3 h 1 min",
+        "words.duration(90000)": "1 d 1 h",
+        "words.percent(0.0036)": "0.4 %",
+        "words.percent(0.34)": "34 %",
+        "rate.paths([{at: 59, value: 0}, {at: 60, value: 10}], 60, 60, 10)": ["M295.0 47.0L300.0 3.0"],
+        "rate.paths([{at: 1, value: 0}, {at: 60, value: 10}], 60, 60, 10).length": 2,  # nobody looked in between
+    }
+    tab.open()
+    modules = "const [words, rate] = await Promise.all(['words', 'rate'].map(n => import(`/page/service/${n}.js`)))"
+    found = tab.page.evaluate(f"async () => {{ {modules}; return [{', '.join(right)}] }}")
+    assert dict(zip(right, found, strict=True)) == right
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

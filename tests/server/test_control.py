@@ -73,6 +73,9 @@ async def test_the_status_tells_what_the_engine_says_of_its_load(daemon: Daemon)
         assert (model.places, model.engine_waiting) == (256, 0)
         assert model.kv_cache_usage == pytest.approx(1 / 256)
     await until(lambda: daemon.model().engine_running == 0, "the engine to say that it is idle")
+    lines = [each["line"] for each in daemon.fetch("/api/logs")[1]["lines"]]
+    assert any("/v1/chat/completions" in line for line in lines)
+    assert not any("/metrics" in line for line in lines), "what vllmd asks for itself is no news"
 
 
 async def test_the_status_tells_who_asks_and_what_they_may_do(daemon: Daemon) -> None:

@@ -15,7 +15,7 @@ import termios
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from vllmd import sse
 from vllmd.errors import EngineSaid, VllmdError
@@ -148,7 +148,7 @@ class Door(ABC):
     async def fail(self, error: VllmdError) -> None:
         """Ends a stream that has begun with an error event, and the connection without its last chunk.
 
-        The missing chunk makes tools that do not read events, such as curl, fail as well.
+        The missing chunk makes tools that do not read events, such as curl, fail as well; pages are spared.
 
         Raises:
             VllmdError: `error` itself, where nothing is out yet: then it becomes an HTTP status.
@@ -157,7 +157,14 @@ class Door(ABC):
             raise error
         if not isinstance(self.response, web.Response):  # a whole answer has no room for it
             await self.end_with(error)
+            self._spare_pages()
         self.close()
+
+    def _spare_pages(self) -> None:
+        """Writes the last chunk for a page's script: its fetch throws away, with a connection that breaks off, what it
+        has not read yet, and the error is the last of it. A page says in `Origin` who it is."""
+        if self._is_chunked and self._transport is not None and hdrs.ORIGIN in self.request.headers:
+            self._transport.write(b"0\r\n\r\n")
 
     def close(self) -> None:
         """Closes the connection once the client has taken what waits for it; if it does not, after a while."""

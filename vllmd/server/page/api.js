@@ -46,7 +46,7 @@ export class Api {
    * Asks, by GET, or by POST where there is a body, unless `method` says otherwise; again with another key for as long as the answer is 401 and the user gives one.
    * @returns {Promise<Response>} an answer without an error
    * @throws {Failure} the service refuses, or is out of reach
-   * @throws {DOMException} AbortError: `signal` said so
+   * @throws whatever `signal` gives as its reason
    */
   async ask(path, { method, body, headers = {}, signal } = {}) {
     for (;;) {
@@ -70,7 +70,7 @@ async function reach(path, options) {
   try {
     return await fetch(path, options);
   } catch (error) {
-    throw error.name === "AbortError" ? error : new Failure(UNREACHABLE);
+    throw options.signal?.aborted ? error : new Failure(UNREACHABLE);
   }
 }
 

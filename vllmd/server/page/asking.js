@@ -37,7 +37,7 @@ async function once(api, body, signal, told) {
       if (end.done) break;
     }
   } catch (error) {
-    if (error instanceof Failure || error.name === "AbortError") throw error;
+    if (error instanceof Failure || signal.aborted) throw error;
     throw new Failure(BROKEN_OFF);
   }
   if (!end.done && !end.finish) throw new Failure(BROKEN_OFF);

@@ -16,6 +16,7 @@ import { Waiting } from "./waiting.js";
 
 const SAVE_MS = 1000;
 const FULL = "This browser's room for conversations is full: this one is lost on reload. Save it, or delete others.";
+const INTERRUPTED = "Interrupted";
 const CURRENT = "vllmd.current";
 
 export class Chat {
@@ -41,7 +42,7 @@ export class Chat {
     by("export-markdown").addEventListener("click", () => this.#export(asMarkdown, "text/markdown", "md"));
     by("export-json").addEventListener("click", () => this.#export(asJson, "application/json", "json"));
     by("delete").addEventListener("click", () => (closeMenu(), this.#remove(this.#conversation.id)));
-    addEventListener("pagehide", () => this.#running && this.#store.save(this.#conversation));
+    addEventListener("pagehide", () => this.#leave());
     this.#open(recalled());
   }
 
@@ -53,6 +54,13 @@ export class Chat {
   /** Ends the answer that is under way; in the engine, too. */
   stop() {
     this.#running?.abort();
+  }
+
+  /** The page ends: its requests break off now, which is nobody's failure. */
+  #leave() {
+    if (!this.#running) return;
+    this.#store.save(this.#conversation);
+    this.#running.abort(INTERRUPTED);
   }
 
   get isAnswering() {
@@ -126,7 +134,7 @@ export class Chat {
     this.stop();
     this.#key.relent();
     const running = (this.#running = new AbortController());
-    const message = { role: "assistant", content: "", model: this.#picker.name, note: "Interrupted" };
+    const message = { role: "assistant", content: "", model: this.#picker.name, note: INTERRUPTED };
     const body = request(conversation, message.model);
     conversation.model = message.model;
     this.#keep(conversation);
@@ -165,16 +173,16 @@ export class Chat {
       message.note = finish === "length" ? "Cut off at its longest length" : "";
       message.figures = figures.told(usage);
     } catch (error) {
-      this.#fail(error, message);
+      this.#fail(error, message, signal);
       message.figures = figures.told(null);
     }
     speech.end();
     say(message.failure?.message ?? (message.note || "The answer is complete."));
   }
 
-  #fail(error, message) {
+  #fail(error, message, signal) {
     message.note = "";
-    if (error.name === "AbortError") message.note = "Stopped";
+    if (signal.aborted) message.note = signal.reason === INTERRUPTED ? INTERRUPTED : "Stopped";
     else message.failure = inWords(error);
   }
 

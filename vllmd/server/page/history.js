@@ -5,6 +5,7 @@ export class History {
   #store;
   #told;
   #current = "";
+  #shown = "";
   #panel = by("history");
   #opener = by("open-history");
 
@@ -16,7 +17,7 @@ export class History {
     by("new").addEventListener("click", () => (this.close(), told.begin()));
     this.#opener.addEventListener("click", () => (this.#panel.hasAttribute("data-open") ? this.close() : this.#open()));
     by("shade").addEventListener("click", () => this.close());
-    this.#panel.addEventListener("keydown", (event) => {
+    document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.#panel.hasAttribute("data-open")) (event.stopPropagation(), this.close());
     });
   }
@@ -41,8 +42,13 @@ export class History {
     this.#opener.focus();
   }
 
+  /** Only what differs is made anew: whoever stands on a line of the list stays there while an answer grows. */
   #show() {
-    by("conversations").replaceChildren(...this.#store.list().map((each) => this.#item(each)));
+    const all = this.#store.list();
+    const shown = JSON.stringify([this.#current, ...all.map(({ id, title }) => [id, title])]);
+    if (shown === this.#shown) return;
+    this.#shown = shown;
+    by("conversations").replaceChildren(...all.map((each) => this.#item(each)));
   }
 
   #item({ id, title }) {

@@ -21,7 +21,7 @@ export class Transcript {
 
   /**
    * Shows a conversation from its beginning to its end.
-   * @param {{edit: function(number, string), again: function(number)}} can  what may be done with a message; null while it grows
+   * @param {{edit: function(number, string), again: function(number)}} can  what may be done with a message
    */
   show(messages, can) {
     this.#turns.replaceChildren(...messages.map((each, index) => made(each, index, can)));
@@ -57,8 +57,8 @@ export class Transcript {
 }
 
 function made(message, index, can) {
-  if (message.role === "user") return question(message, { edit: can && ((text) => can.edit(index, text)) });
+  if (message.role === "user") return question(message, { edit: (text) => can.edit(index, text) });
   const turn = new AnswerTurn(message);
-  turn.end(message, can && (() => can.again(index)));
+  turn.end(message, () => can.again(index));
   return turn.element;
 }

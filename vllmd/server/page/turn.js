@@ -8,9 +8,9 @@ const WHOSE = { vllmd: "vllmd", engine: "the engine", page: "this page" };
 /** What the user said. */
 export function question(message, { edit }) {
   const words = element("div", { class: "words", dir: "auto" }, message.content);
-  const tools = element("div", { class: "tools" }, copyButton(() => message.content));
+  const change = tool("Edit", () => turn.replaceChildren(editor(message, edit, turn)));
+  const tools = element("div", { class: "tools" }, copyButton(() => message.content), change);
   const turn = element("article", { class: "turn question", "aria-label": "You" }, words, element("div", { class: "under" }, tools));
-  if (edit) tools.append(tool("Edit", () => turn.replaceChildren(editor(message, edit, turn))));
   return turn;
 }
 
@@ -75,7 +75,7 @@ export class AnswerTurn {
   /**
    * It is complete, or will never be.
    * @param message  as it is stored: with `failure`, `note`, `figures` where there are any
-   * @param {?function} again  asks once more
+   * @param {function} again  asks once more
    */
   end(message, again) {
     this.#flow.end();
@@ -84,7 +84,7 @@ export class AnswerTurn {
     if (message.failure) this.element.append(failed(message.failure));
     const tools = element("div", { class: "tools" });
     if (message.content) tools.append(copyButton(() => message.content));
-    if (again) tools.append(tool(message.failure || message.note ? "Try again" : "Regenerate", again));
+    tools.append(tool(message.failure || message.note ? "Try again" : "Regenerate", again));
     this.#under.replaceChildren(tools);
     for (const each of [message.note, message.figures]) if (each) this.#under.append(element("span", { class: "figures" }, each));
     this.element.append(this.#under);

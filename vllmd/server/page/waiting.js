@@ -64,7 +64,8 @@ export class Waiting {
   #say(what, model, promise) {
     const bar = model && model.percent !== null ? [element("progress", { max: 100, value: model.percent, "aria-label": model.phase ?? "Loading" })] : [];
     const rest = model ? left(model.eta_s) : "";
-    const line = element("p", { class: "line" }, element("span", { class: "what pulse" }, upper(what)), element("span", {}, rest));
+    const told = element("span", { class: "what" }, upper(what));
+    const line = element("p", { class: "line" }, element("span", { class: "pulse", "aria-hidden": "true" }), told, element("span", { class: "gap" }), rest);
     const below = promise ? [element("p", { class: "small" }, `${promise}.`)] : [];
     this.element.replaceChildren(line, ...bar, ...below);
   }

@@ -52,6 +52,7 @@ export function rendered(blocks) {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ATTRIBUTES,
     ALLOWED_URI_REGEXP: SAFE_LINK,
+    ADD_URI_SAFE_ATTR: ["start", "type"],
     ALLOW_DATA_ATTR: false,
     ALLOW_ARIA_ATTR: false,
     RETURN_DOM_FRAGMENT: true,
@@ -62,6 +63,7 @@ export function rendered(blocks) {
 /** What the page itself adds: directions, safe links, frames around code and tables. */
 function dressed(fragment) {
   for (const each of fragment.querySelectorAll(WITH_DIRECTION)) each.dir = "auto";
+  for (const each of fragment.querySelectorAll(":not(pre) > code")) each.dir = "ltr";
   for (const each of fragment.querySelectorAll("a")) {
     each.target = "_blank";
     each.rel = "noopener noreferrer nofollow";

@@ -64,7 +64,10 @@ function row(incident, daemon) {
     const isOpen = button.getAttribute("aria-expanded") === "true";
     button.setAttribute("aria-expanded", !isOpen);
     show(details, !isOpen);
-    if (!isOpen && !details.hasChildNodes()) details.replaceChildren(...(await whole(incident, daemon)));
+    if (isOpen || details.hasChildNodes()) return;
+    details.replaceChildren(...(await whole(incident, daemon)));
+    const last = details.querySelector("pre:last-of-type");
+    if (last) last.scrollTop = last.scrollHeight;
   };
   const looks = { type: "button", class: "incident", "aria-expanded": "false" };
   const button = el("button", { ...looks, onclick: toggle }, at, cause, reason, whose);

@@ -84,7 +84,7 @@ export class Model {
   }
 
   #drawFigures(model, status) {
-    show(this.figures, AT_WORK.includes(model.state) || model.held > 0);
+    show(this.figures, AT_WORK.includes(model.state));
     this.running.draw(count(model.running), of(model.places), model.running / (model.places || Infinity));
     const inside = model.engine_waiting ? ` + ${count(model.engine_waiting)} in the engine` : "";
     this.held.draw(count(model.held), of(status.queue_limit) + inside, model.held / (status.queue_limit || Infinity));
@@ -135,6 +135,7 @@ function of(most) {
 /** What else is to be known, in one line. */
 function facts(model, now) {
   const parts = [`${model.state} for ${duration(Math.max(0, now - model.since))}`];
+  if (model.held && !AT_WORK.includes(model.state)) parts.unshift(`${plural(model.held, "request")} waiting for it`);
   if (model.generation) parts.push(`generation ${count(model.generation)}`);
   if (model.restarts) parts.push(`${plural(model.restarts, "restart")} after failures`);
   if (model.pid) parts.push(`process ${model.pid}`);

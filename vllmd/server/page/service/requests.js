@@ -64,8 +64,8 @@ export class Requests {
       say(state, said(now));
       say(model, now.model);
       say(age, duration(now.age_s));
-      say(tokens, now.tokens === null || isHeld(now) ? "–" : count(now.tokens));
-      say(speed, now.tokens_per_s === null ? "–" : `${rate(now.tokens_per_s)}/s`);
+      say(tokens, now.tokens === null || isHeld(now) ? "" : count(now.tokens));
+      say(speed, now.tokens_per_s === null ? "" : `${rate(now.tokens_per_s)}/s`);
     };
     return { element, draw };
   }
@@ -95,6 +95,6 @@ function keyOf(request) {
 
 function said(request) {
   if (isHeld(request)) return "waiting";
-  if (request.continuations) return "continued on another engine";
+  if (request.continuations) return "continued";
   return request.replays ? "sent again" : "";
 }
