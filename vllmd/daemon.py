@@ -17,6 +17,7 @@ from vllmd import __version__
 from vllmd.config import Config, Current, load, locate
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
+from vllmd.engine.jobs import Jobs
 from vllmd.engine.kept import found
 from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
@@ -155,10 +156,11 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         listening(config.listen, os.environ, has_keys=keyring is not None) as sockets,
         _signals() as signals,
     ):
+        jobs = Jobs(feed)
         supervisors = _supervisors(current, feed, notifier)
         relay = Relay(current, supervisors, feed, calls, accounts)
         reload = Reload(read, _plans, current, supervisors, calls, relay, (accounts, census), notifier)
-        app = build(current, supervisors, feed, calls, relay, reload, accounts, keyring, addresses_of(sockets))
+        app = build(current, supervisors, feed, jobs, calls, relay, reload, accounts, keyring, addresses_of(sockets))
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
         async with _running(supervisors, current, feed, notifier), serving(app, sockets, census) as doors:
@@ -171,6 +173,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             staying = _answering(supervisors) if followed else []
             await drain(calls, doors, current.config.relay.drain_s, signals, staying)
             reload.close()
+            await jobs.close()
             # Who signals once more need not wait for the engines either: leaving the block kills them.
             await unless_hurried(hand_over(supervisors.values(), followed), signals=signals)
     log.info("stopped")

@@ -6,6 +6,7 @@ VllmdError
 ├── RequestError             the client asked for something impossible
 │   ├── ModelNotFound
 │   ├── RequestNotFound
+│   ├── JobNotFound
 │   ├── RouteNotFound
 │   ├── MethodNotAllowed
 │   ├── BodyTooLarge
@@ -27,6 +28,7 @@ VllmdError
 │       └── CertainFailure   a second check would find the same
 ├── InstallError             the engine's environment could not be built
 ├── Cancelled                somebody ended the request on purpose
+│   └── JobCancelled         the same of a job
 └── DaemonUnreachable        vllmctl found nobody at the address
 
 A message says what happened; a hint says what to do about it. Both are shown to people, so neither ever holds a
@@ -99,6 +101,10 @@ class ModelNotFound(RequestError):
 
 class RequestNotFound(RequestError):
     """No request under way has this id."""
+
+
+class JobNotFound(RequestError):
+    """No job has this id, or none any more."""
 
 
 class RouteNotFound(RequestError):
@@ -201,6 +207,10 @@ class Cancelled(VllmdError):
     """Somebody ended the request on purpose, though its client still waited for it."""
 
 
+class JobCancelled(Cancelled):
+    """Somebody called a job off."""
+
+
 class DaemonUnreachable(VllmdError):
     """Nobody answers at the address that vllmctl was given."""
 
@@ -221,6 +231,7 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     RequestError: Outcome(400, "invalid_request_error", "invalid_request", ExitStatus.ERROR),
     ModelNotFound: Outcome(404, "invalid_request_error", "model_not_found", ExitStatus.ERROR),
     RequestNotFound: Outcome(404, "invalid_request_error", "request_not_found", ExitStatus.ERROR),
+    JobNotFound: Outcome(404, "invalid_request_error", "job_not_found", ExitStatus.ERROR),
     RouteNotFound: Outcome(404, "invalid_request_error", "route_not_found", ExitStatus.ERROR),
     MethodNotAllowed: Outcome(405, "invalid_request_error", "method_not_allowed", ExitStatus.ERROR),
     BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large", ExitStatus.ERROR),

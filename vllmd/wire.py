@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from vllmd.errors import EngineError, EngineSaid, RequestError, VllmdError, outcome_of
@@ -99,6 +100,88 @@ class Continued:
     model: str
     request: str
     generation: int
+
+
+class JobState(StrEnum):
+    """Where a job is."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Long work of the daemon's own as it is now: a model that is pulled, an environment that is installed.
+
+    Args:
+        id: as in its path.
+        kind: what is done: `pull`, `verify`, `install`.
+        subject: what it is done to.
+        state: a value of `JobState`.
+        phase: what is being done, in a few words.
+        done, total: bytes; None where nobody counts them.
+        bytes_per_s: how fast it goes of late; None while nobody can know.
+        eta_s: seconds until the phase is over; None while nobody can know.
+        started_at, ended_at: Unix seconds; the second is None while it runs.
+        code, reason, hint: why it failed; empty if it did not.
+    """
+
+    id: str
+    kind: str = ""
+    subject: str = ""
+    state: str = "running"
+    phase: str = ""
+    done: int | None = None
+    total: int | None = None
+    bytes_per_s: float | None = None
+    eta_s: float | None = None
+    started_at: float = 0.0
+    ended_at: float | None = None
+    code: str = ""
+    reason: str = ""
+    hint: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state != JobState.RUNNING
+
+    @property
+    def percent(self) -> int | None:
+        """How much of the phase is done, 0 to 100; None where nobody knows the whole."""
+        if self.done is None or self.total is None:
+            return None
+        return min(100, 100 * self.done // self.total) if self.total else 100
+
+    def sentence(self) -> str:
+        """The job in a few words: `downloading 43 %, 6.5 of 15.2 GB, 118 MB/s, about 75 s left`."""
+        if self.is_over:
+            return f"{self.state}: {self.reason}" if self.reason and self.state == JobState.FAILED else self.state
+        words = [" ".join(filter(None, [self.phase or "begins", _percent(self.percent)]))]
+        if self.done is not None and self.total is not None:
+            words.append(f"{size(self.done)} of {size(self.total)}")
+        if self.bytes_per_s is not None:
+            words.append(f"{size(round(self.bytes_per_s))}/s")
+        if self.eta_s is not None:
+            words.append(f"{_about(self.eta_s)} left")
+        return ", ".join(words)
+
+
+def _percent(percent: int | None) -> str:
+    return "" if percent is None else f"{percent} %"
+
+
+def size(count: int) -> str:
+    """A count of bytes as people write it, in powers of ten as disks and downloads are sold: `15.2 GB`."""
+    amount, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    for larger in units:
+        if amount < 999.5:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 99.95 else f"{amount:.1f} {unit}"
 
 
 @dataclass(frozen=True)
@@ -215,7 +298,7 @@ def dumps(value: object) -> str:
     return text
 
 
-def to_json(value: Status | ModelStatus | Continued | RequestStatus | LogLine | Change) -> dict[str, Any]:
+def to_json(value: Status | ModelStatus | Continued | JobStatus | RequestStatus | LogLine | Change) -> dict[str, Any]:
     """A status as JSON has it."""
     return asdict(value)
 
@@ -228,6 +311,11 @@ def model_status(table: Mapping[str, Any]) -> ModelStatus:
 def request_status(table: Mapping[str, Any]) -> RequestStatus:
     """Reads what is said of one request, also by another version."""
     return _known(RequestStatus, table)
+
+
+def job_status(table: Mapping[str, Any]) -> JobStatus:
+    """Reads what is said of one job, also by another version."""
+    return _known(JobStatus, table)
 
 
 def change(table: Mapping[str, Any]) -> Change:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllmd.wire import Continued, ModelStatus
+from vllmd.wire import Continued, JobStatus, ModelStatus
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,11 @@ class Entry:
 
     Args:
         number: 1 for the first since the daemon began.
-        status: the model afterwards.
-        continued: the answer that another engine goes on with; None for a change of state or phase.
+        news: the model, or the job, as it is afterwards; or the answer that another engine goes on with.
     """
 
     number: int
-    status: ModelStatus
-    continued: Continued | None = None
+    news: ModelStatus | Continued | JobStatus
 
 
 class Feed:
@@ -40,10 +38,10 @@ class Feed:
         self.last = 0
         """The number of the newest entry; 0 before the first."""
 
-    def publish(self, status: ModelStatus, continued: Continued | None = None) -> None:
+    def publish(self, news: ModelStatus | Continued | JobStatus) -> None:
         """Adds an entry and wakes everyone who waits."""
         self.last += 1
-        self._entries.append(Entry(self.last, status, continued))
+        self._entries.append(Entry(self.last, news))
         self._more.set()
         self._more = asyncio.Event()
 

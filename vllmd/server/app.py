@@ -7,6 +7,7 @@ from aiohttp import web
 from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.feed import Feed
+from vllmd.engine.jobs import Jobs
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
@@ -23,12 +24,14 @@ from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
 from vllmd.server.unambiguous import unambiguous
+from vllmd.server.work import Work
 
 
 def build(
     current: Current,
     supervisors: Mapping[str, Supervisor],
     feed: Feed,
+    jobs: Jobs,
     calls: Calls,
     relay: Relay,
     reload: Reload,
@@ -39,8 +42,9 @@ def build(
     """The application that all doors share."""
     openai = OpenAI(relay, supervisors, current, accounts)
     prompt = Prompt(relay, current, accounts)
-    control = Control(current, supervisors, feed, calls, accounts, addresses)
+    control = Control(current, supervisors, feed, jobs, calls, accounts, addresses)
     logs = Logs(current, supervisors)
+    work = Work(current, jobs)
     requests = Requests(calls, current)
 
     app = _guarded(current, keyring, accounts)
@@ -60,6 +64,9 @@ def build(
             web.get(routes.EVENTS, control.events),
             web.get(routes.LOGS, logs.lines),
             web.get(routes.REQUESTS, requests.list),
+            web.get(routes.JOBS, work.list),
+            web.get(routes.JOBS + "/{id:[0-9]+}", work.show),
+            web.delete(routes.JOBS + "/{id:[0-9]+}", work.cancel),
             web.get(routes.PLAN, reload.plan),
             web.post(routes.RELOAD, reload.reload),
             web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),

@@ -62,6 +62,8 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     routes.LOGS: {_JSON: _object(model=_TEXT, lines={"type": "array", "items": _ref("LogLine")}), _EVENTS: {}},
     routes.REQUESTS: {_JSON: _object(requests={"type": "array", "items": _ref("RequestStatus")})},
     f"{routes.REQUESTS}/{{id}}": {_JSON: _object(id=_TEXT, cancelled={"type": "integer"})},
+    routes.JOBS: {_JSON: _object(jobs={"type": "array", "items": _ref("JobStatus")})},
+    f"{routes.JOBS}/{{id}}": {_JSON: _object(job=_ref("JobStatus"))},
     routes.PLAN: {_JSON: _CHANGES},
     routes.RELOAD: {_JSON: _CHANGES},
     ORDER: {_JSON: {"type": "object"}},
@@ -74,7 +76,7 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
 }
 """Of each route, what it answers when all is well, by media type."""
 
-ACCEPTED = frozenset({ORDER, f"{routes.REQUESTS}/{{id}}"})
+ACCEPTED = frozenset({ORDER, f"{routes.REQUESTS}/{{id}}", f"{routes.JOBS}/{{id}}"})
 """Routes that also answer 202: it is being done."""
 
 _NUMBER_OR_NULL: Schema = {"type": ["number", "null"]}
@@ -84,6 +86,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "Status": schema_of(wire.Status, is_strict=False),
     "LogLine": schema_of(wire.LogLine, is_strict=False),
     "RequestStatus": schema_of(wire.RequestStatus, is_strict=False),
+    "JobStatus": schema_of(wire.JobStatus, is_strict=False),
     "Change": schema_of(wire.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},
     "Answer": _object(
