@@ -7,6 +7,9 @@ VllmdError
 │   ├── ModelNotFound
 │   ├── RequestNotFound
 │   ├── JobNotFound
+│   ├── EnvironmentNotFound
+│   ├── EnvironmentInUse
+│   ├── UnknownFlags
 │   ├── RouteNotFound
 │   ├── MethodNotAllowed
 │   ├── BodyTooLarge
@@ -27,6 +30,7 @@ VllmdError
 │       ├── NotListening     nobody took the connection
 │       └── CertainFailure   a second check would find the same
 ├── InstallError             the engine's environment could not be built
+├── TrialFailed              a model did not come to a token in another environment
 ├── Cancelled                somebody ended the request on purpose
 │   └── JobCancelled         the same of a job
 └── DaemonUnreachable        vllmctl found nobody at the address
@@ -105,6 +109,18 @@ class RequestNotFound(RequestError):
 
 class JobNotFound(RequestError):
     """No job has this id, or none any more."""
+
+
+class EnvironmentNotFound(RequestError):
+    """No environment is called so, or several are."""
+
+
+class EnvironmentInUse(RequestError):
+    """The environment cannot go, or be changed, because of who uses it or what the configuration says."""
+
+
+class UnknownFlags(RequestError):
+    """A model's `args` hold flags that the vLLM of its environment does not know."""
 
 
 class RouteNotFound(RequestError):
@@ -203,6 +219,10 @@ class InstallError(VllmdError):
     """The engine's environment could not be built."""
 
 
+class TrialFailed(VllmdError):
+    """A model did not come to a token in another environment, and is back in its own."""
+
+
 class Cancelled(VllmdError):
     """Somebody ended the request on purpose, though its client still waited for it."""
 
@@ -232,6 +252,9 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     ModelNotFound: Outcome(404, "invalid_request_error", "model_not_found", ExitStatus.ERROR),
     RequestNotFound: Outcome(404, "invalid_request_error", "request_not_found", ExitStatus.ERROR),
     JobNotFound: Outcome(404, "invalid_request_error", "job_not_found", ExitStatus.ERROR),
+    EnvironmentNotFound: Outcome(404, "invalid_request_error", "environment_not_found", ExitStatus.ERROR),
+    EnvironmentInUse: Outcome(409, "invalid_request_error", "environment_in_use", ExitStatus.ERROR),
+    UnknownFlags: Outcome(409, "invalid_request_error", "unknown_flags", ExitStatus.ERROR),
     RouteNotFound: Outcome(404, "invalid_request_error", "route_not_found", ExitStatus.ERROR),
     MethodNotAllowed: Outcome(405, "invalid_request_error", "method_not_allowed", ExitStatus.ERROR),
     BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large", ExitStatus.ERROR),
@@ -245,6 +268,7 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     EngineFailed: Outcome(503, "server_error", "engine_failed", ExitStatus.ERROR),
     EngineError: Outcome(502, "server_error", "engine_error", ExitStatus.ERROR),
     InstallError: Outcome(500, "server_error", "install_failed", ExitStatus.ERROR),
+    TrialFailed: Outcome(500, "server_error", "trial_failed", ExitStatus.ERROR),
     # nginx's 499; a client's library asks again after 409 and 5xx, which is the last that is wanted here.
     Cancelled: Outcome(499, "request_cancelled", "cancelled", ExitStatus.ERROR),
     DaemonUnreachable: Outcome(503, "server_error", "unreachable", ExitStatus.NOT_RUNNING),

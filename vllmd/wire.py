@@ -169,6 +169,29 @@ class JobStatus:
         return ", ".join(words)
 
 
+@dataclass(frozen=True)
+class EnvironmentStatus:
+    """A version of vLLM that is installed, in an environment of its own.
+
+    Args:
+        id: the name of its directory.
+        requirement: what was installed.
+        version: what it calls itself.
+        current: whether models run in it that have nothing of their own.
+        models: those that run in it, or would if they were loaded.
+        bytes: what it takes of the disk; None where nobody has counted.
+        installed_at: Unix seconds; None where nobody knows.
+    """
+
+    id: str
+    requirement: str = ""
+    version: str = ""
+    current: bool = False
+    models: tuple[str, ...] = ()
+    bytes: int | None = None
+    installed_at: float | None = None
+
+
 def _percent(percent: int | None) -> str:
     return "" if percent is None else f"{percent} %"
 
@@ -298,7 +321,9 @@ def dumps(value: object) -> str:
     return text
 
 
-def to_json(value: Status | ModelStatus | Continued | JobStatus | RequestStatus | LogLine | Change) -> dict[str, Any]:
+def to_json(
+    value: Status | ModelStatus | Continued | JobStatus | EnvironmentStatus | RequestStatus | LogLine | Change,
+) -> dict[str, Any]:
     """A status as JSON has it."""
     return asdict(value)
 
@@ -316,6 +341,11 @@ def request_status(table: Mapping[str, Any]) -> RequestStatus:
 def job_status(table: Mapping[str, Any]) -> JobStatus:
     """Reads what is said of one job, also by another version."""
     return _known(JobStatus, table)
+
+
+def environment_status(table: Mapping[str, Any]) -> EnvironmentStatus:
+    """Reads what is said of one environment, also by another version."""
+    return _known(EnvironmentStatus, {**table, "models": tuple(table.get("models", ()))})
 
 
 def change(table: Mapping[str, Any]) -> Change:

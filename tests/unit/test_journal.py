@@ -144,7 +144,9 @@ def test_a_journald_that_stands_still_stops_nobody_and_gets_every_error(tmp_path
         handler.close()
     errors = [int(each["MESSAGE"]) for each in found if each["PRIORITY"] == "3"]
     assert errors == list(range(0, 50_000, 100))
-    confessions = [each["MESSAGE"] for each in found if "were lost" in each["MESSAGE"]]  # one a gap, and gaps are timing
+    confessions = [
+        each["MESSAGE"] for each in found if "were lost" in each["MESSAGE"]
+    ]  # one a gap, and gaps are timing
     assert confessions
     assert sum(int(each.split()[0]) for each in confessions) == 50_000 + len(confessions) - len(found)
 

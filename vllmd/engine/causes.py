@@ -73,7 +73,7 @@ CONTEXT = {
 }
 """Words that explain an error and stand in another line than it → a pattern with one group, and the word otherwise."""
 
-_FLAGS = "correct it in the model's `args`; `vllm serve --help=all` lists what this version of vLLM takes"
+FLAGS = "correct it in the model's `args`; `vllm serve --help=all` lists what this version of vLLM takes"
 _SMALLER = "serve a smaller or quantised model, or spread it with `tensor_parallel_size`"
 _WHO_HOLDS = "see who holds the memory (nvidia-smi), or lower `gpu_memory_utilization`"
 _TERMS = "accept the model's terms on its Hugging Face page, and give the engine a token of that account as HF_TOKEN"
@@ -106,21 +106,21 @@ SIGNS = (
         Cause.BAD_ARGUMENT,
         r"error: unrecognized arguments: (?P<flags>.+)",
         "vLLM does not know the argument {flags}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,
         r"error: argument (?P<flag>\S+): \d+ validation errors? for \w+ +(?P<why>.+?) *\[type=",
         "vLLM refuses the argument {flag}: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,
         r"error: (?P<what>(argument |the following arguments|ambiguous option).+)",
         "vLLM refuses its arguments: {what}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
@@ -412,14 +412,14 @@ SIGNS = (
         Cause.BAD_ARGUMENT,
         r"VLLMValidationError: (?P<why>.+?) *\(parameter=(?P<name>\w+)",
         "vLLM refuses its argument `{name}`: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,
         r"^\s*(Value error|Assertion failed), (?P<why>.+?)\.?( *\[type=|$)",
         "vLLM refuses its arguments: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
@@ -427,14 +427,14 @@ SIGNS = (
         r"validation errors? for \w+ (?P<field>[a-z_][\w.]*) {2,}(?P<why>.+?) *\[type=\w+, "
         r"input_value=(?P<given>.+?), input_type=",
         "vLLM refuses {given} as `{field}`: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,
         r"^\s*(?P<why>\S.*?) *\[type=\w+, input_value=(?P<given>.+?), input_type=",
         "vLLM refuses {given} among its arguments: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     KILLED_FOR_MEMORY,

@@ -5,10 +5,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
 
-from vllmd.engine import evidence, gpu, memory
+from vllmd.engine import evidence, gpu, memory, records
+from vllmd.engine.causes import Cause
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
+from vllmd.engine.flags import require_known
 from vllmd.engine.incidents import Incident
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.phases import Phase, Progress, read_line
@@ -17,7 +20,7 @@ from vllmd.engine.process import Process, adopt, spawn
 from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
-from vllmd.errors import InstallError, VllmdError
+from vllmd.errors import InstallError, UnknownFlags, VllmdError
 from vllmd.lifecycle import Verdict
 
 LAST_LINES = 1000
@@ -58,6 +61,7 @@ class Generation:
         self.number = number
         self.was_ready = bool(kept and kept.record and kept.record.was_ready)
         self.progress: Progress | None = None
+        self.environment: Path | None = None
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         self._evidence: Evidence | None = None
         self._began_at = time.time()
@@ -102,6 +106,8 @@ class Generation:
             raise
         except InstallError as error:
             return Verdict("install failed", error.message, error.hint)
+        except UnknownFlags as error:
+            return Verdict(Cause.BAD_ARGUMENT, error.message, error.hint, permanent=True)
         except VllmdError as error:
             return Verdict("cannot start", error.message, error.hint)
         except OSError as error:
@@ -163,7 +169,8 @@ class Generation:
         settings = self._plan.environment
         if settings.path:
             return self._plan.existing_environment()
-        install = ensure(settings.requirement, self._plan.state / "environments", settings.python, self._take_install)
+        folder = self._plan.state / "environments"
+        install = ensure(settings.requirement, folder, settings.python, self._take_install, index=settings.index)
         self._installing = asyncio.ensure_future(install)
         try:
             return await self._installing
@@ -176,6 +183,9 @@ class Generation:
         if self._kept and self._kept.record and self._kept.tether:
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
         environment = await self._environment()
+        self.environment = environment.root
+        if record := records.read(environment.root):
+            require_known(self._plan.model.args, record.version or record.requirement, record.flags)
         self._plan.make_directory(self.number)
         return spawn(self._plan.command(self.number, environment), self._take_line)
 

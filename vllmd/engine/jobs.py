@@ -37,6 +37,7 @@ class Kind(StrEnum):
     PULL = "pull"
     VERIFY = "verify"
     INSTALL = "install"
+    USE = "use"
 
 
 class Job(Generic[T]):

@@ -9,9 +9,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from vllmd.about import about
 from vllmd.engine.client import EngineClient
@@ -28,6 +29,7 @@ from vllmd.engine.timers import Timers
 from vllmd.errors import CertainFailure, NotListening
 from vllmd.errors import ProbeFailed as NoToken
 from vllmd.lifecycle import (
+    ALIVE,
     Adopt,
     Adopted,
     Effect,
@@ -139,6 +141,16 @@ class Supervisor:
         return self.status.sentence()
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether nobody need wait for the engine: it comes to nothing by itself, and nobody is about to renew it."""
+        return self.engine.state in (State.FAILED, State.STOPPED) and not self._holds
+
+    @property
+    def environment(self) -> Path | None:
+        """Where the vLLM lies that runs now, if this vllmd has started it."""
+        return self._generation.environment if self._generation and self.engine.state in ALIVE else None
+
+    @property
     def is_stopping(self) -> bool:
         """Whether the engine was told to end: what it still answers may be cut short."""
         return self.engine.state is State.STOPPING
@@ -158,6 +170,17 @@ class Supervisor:
             await self._feed.after(seen)
             seen = self._feed.last
         return self.engine.state
+
+    async def wait_beyond(self, generation: int, *states: State) -> State:
+        """Waits until a later engine than `generation` is in one of `states`, or none is wanted; returns the state."""
+        seen = self._feed.last
+        while not (self.engine.state is State.STOPPED or self._is_beyond(generation, states)):
+            await self._feed.after(seen)
+            seen = self._feed.last
+        return self.engine.state
+
+    def _is_beyond(self, generation: int, states: Sequence[State]) -> bool:
+        return self.engine.generation > generation and self.engine.state in states
 
     @contextmanager
     def holding(self) -> Iterator[None]:

@@ -24,6 +24,7 @@ from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
 from vllmd.server.unambiguous import unambiguous
+from vllmd.server.versions import Versions
 from vllmd.server.work import Work
 
 
@@ -32,6 +33,7 @@ def build(
     supervisors: Mapping[str, Supervisor],
     feed: Feed,
     jobs: Jobs,
+    versions: Versions,
     calls: Calls,
     relay: Relay,
     reload: Reload,
@@ -67,6 +69,10 @@ def build(
             web.get(routes.JOBS, work.list),
             web.get(routes.JOBS + "/{id:[0-9]+}", work.show),
             web.delete(routes.JOBS + "/{id:[0-9]+}", work.cancel),
+            web.get(routes.ENVIRONMENTS, versions.list),
+            web.post(routes.ENVIRONMENTS, versions.install),
+            web.post(routes.ENVIRONMENTS + "/{id}/use", versions.use),
+            web.delete(routes.ENVIRONMENTS + "/{id}", versions.remove),
             web.get(routes.PLAN, reload.plan),
             web.post(routes.RELOAD, reload.reload),
             web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),

@@ -44,6 +44,8 @@ _CHANGES = _object(changes={"type": "array", "items": _ref("Change")})
 BODIES: Mapping[str, Schema] = {
     routes.PROMPT: _ref("PromptRequest"),
     routes.WORKFLOW_RUNS: RUNS_BODY,
+    routes.ENVIRONMENTS: {"type": "object", "properties": {"version": _TEXT, "variant": _TEXT}},
+    f"{routes.ENVIRONMENTS}/{{id}}/use": {"type": "object", "properties": {"model": _TEXT}},
     **dict.fromkeys(INFERENCE, _ENGINE_S),
 }
 """Of each route that reads one, its body."""
@@ -64,6 +66,9 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     f"{routes.REQUESTS}/{{id}}": {_JSON: _object(id=_TEXT, cancelled={"type": "integer"})},
     routes.JOBS: {_JSON: _object(jobs={"type": "array", "items": _ref("JobStatus")})},
     f"{routes.JOBS}/{{id}}": {_JSON: _object(job=_ref("JobStatus"))},
+    routes.ENVIRONMENTS: {_JSON: {"type": "object"}},
+    f"{routes.ENVIRONMENTS}/{{id}}/use": {_JSON: _object(job=_ref("JobStatus"))},
+    f"{routes.ENVIRONMENTS}/{{id}}": {_JSON: _object(id=_TEXT, removed={"type": "boolean"})},
     routes.PLAN: {_JSON: _CHANGES},
     routes.RELOAD: {_JSON: _CHANGES},
     ORDER: {_JSON: {"type": "object"}},
@@ -76,7 +81,15 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
 }
 """Of each route, what it answers when all is well, by media type."""
 
-ACCEPTED = frozenset({ORDER, f"{routes.REQUESTS}/{{id}}", f"{routes.JOBS}/{{id}}"})
+ACCEPTED = frozenset(
+    {
+        ORDER,
+        routes.ENVIRONMENTS,
+        f"{routes.ENVIRONMENTS}/{{id}}/use",
+        f"{routes.REQUESTS}/{{id}}",
+        f"{routes.JOBS}/{{id}}",
+    }
+)
 """Routes that also answer 202: it is being done."""
 
 _NUMBER_OR_NULL: Schema = {"type": ["number", "null"]}
@@ -155,7 +168,7 @@ def _pattern_of(route: web.AbstractRoute) -> str:
 def _operation(route: web.AbstractRoute, path: str, pattern: str) -> Schema:
     first_line = (route.handler.__doc__ or "").strip().partition("\n")[0]
     summary = _ROUTE.sub("", first_line.replace("`", ""))
-    body = BODIES.get(path)
+    body = BODIES.get(path) if route.method == hdrs.METH_POST else None
     errors = {_JSON: {"type": "object"} if path in ENGINE_S else _ref("Error")}
     return {
         "operationId": f"{route.method.lower()} {path}",

@@ -1,0 +1,143 @@
+"""`vllmctl env`: the versions of vLLM that are installed beside each other, and which of them models run in."""
+
+import json
+import time
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from vllmd.ctl.client import Client
+from vllmd.ctl.commands import Verb
+from vllmd.ctl.failure import Failure
+from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.load import say
+from vllmd.ctl.table import table
+from vllmd.errors import DaemonUnreachable, ExitStatus
+from vllmd.routes import ENVIRONMENTS, JOBS
+from vllmd.wire import EnvironmentStatus, JobStatus, environment_status, job_status, size
+
+HEADINGS = ("", "ID", "VERSION", "SIZE", "INSTALLED", "MODELS")
+KINDS = ("install", "use")
+"""Of the daemon's jobs, those that are about environments."""
+
+LOOK_S = 0.5
+"""Seconds between two looks at a job."""
+
+NAMELESS, NAMED = ("list", "install", "cancel"), ("use", "remove")
+
+
+@click.command(cls=Verb)
+@click.argument("action", type=click.Choice((*NAMELESS, *NAMED)))
+@click.argument("name", metavar="[ID]", required=False)
+@click.option("--version", metavar="V", help="install: the version of vLLM; without it, the one vllmd was made with.")
+@click.option(
+    "--variant",
+    type=click.Choice(("cuda", "cpu", "rocm")),
+    help="install: what it is built for; without it, what suits the machine.",
+)
+@click.option("--model", metavar="NAME", help="use: for this model alone.")
+@click.option("--no-block", is_flag=True, help="install, use: only ask for it; do not wait for the outcome.")
+@click.option("--json", "as_json", is_flag=True, help="list: the daemon's own JSON.")
+@click.pass_obj
+def env(
+    invocation: Invocation,
+    action: str,
+    name: str | None,
+    version: str | None,
+    variant: str | None,
+    model: str | None,
+    no_block: bool,
+    as_json: bool,
+) -> ExitStatus:
+    """List, install, use and remove versions of vLLM.
+
+    The ID of an environment is its name in the list; its version will do where only one has it. `install` builds one
+    beside those that run. `use` moves models to it, one after the other and with their requests held, and back by
+    itself if no token comes. `remove` takes one away that nothing runs in. `cancel` calls off what is being done.
+    """
+    if (name is None) is not (action in NAMELESS):
+        raise click.UsageError(f"`{action}` takes {'no ' if name else 'an '}ID", click.get_current_context())
+    client = invocation.client()
+    if action == "list":
+        _list(invocation, client, as_json)
+    elif action == "cancel":
+        _cancel(invocation, client)
+    elif action == "remove":
+        gone = _ask(client, "DELETE", f"{ENVIRONMENTS}/{quote(name or '', safe='')}", None)
+        say(invocation, f"{gone['id']}: removed")
+    elif action == "use":
+        body = {"model": model} if model else None
+        job = _job(_ask(client, "POST", f"{ENVIRONMENTS}/{quote(name or '', safe='')}/use", body))
+        _see_to(invocation, client, job, f"{name}: used from now on", no_block)
+    else:
+        answer = _ask(client, "POST", ENVIRONMENTS, {"version": version, "variant": variant})
+        invocation.terminal.note(f"{answer['requirement']}: {answer['reason']}")
+        _see_to(invocation, client, _job(answer), f"{answer['requirement']}: installed", no_block)
+    return ExitStatus.OK
+
+
+def _list(invocation: Invocation, client: Client, as_json: bool) -> None:
+    answer = client.ask("GET", ENVIRONMENTS)
+    if as_json:
+        invocation.terminal.line(json.dumps(answer))
+        return
+    for line in render([environment_status(each) for each in answer["environments"]]):
+        invocation.terminal.line(line)
+    machine = answer["machine"]
+    suits = machine["requirement"] or f"{machine['variant']}, which needs environment.index in the configuration"
+    invocation.terminal.note(f"{size(answer['free'])} free; for this machine: {suits}: {machine['reason']}")
+
+
+def render(environments: list[EnvironmentStatus]) -> list[str]:
+    """The environments in lines, the current one with a star."""
+    return table(HEADINGS, [_row(each) for each in environments], right=("SIZE",))
+
+
+def _row(each: EnvironmentStatus) -> list[str]:
+    installed = "" if each.installed_at is None else time.strftime("%Y-%m-%d", time.localtime(each.installed_at))
+    taken = "-" if each.bytes is None else size(each.bytes)
+    return ["*" if each.current else "", each.id, each.version, taken, installed or "-", ", ".join(each.models) or "-"]
+
+
+def _cancel(invocation: Invocation, client: Client) -> None:
+    jobs = [job_status(each) for each in client.ask("GET", JOBS)["jobs"]]
+    running = [each for each in jobs if each.kind in KINDS and not each.is_over]
+    for job in running:
+        client.ask("DELETE", f"{JOBS}/{job.id}")
+        say(invocation, f"{job.kind} {job.subject}: called off")
+    if not running:
+        raise Failure("nothing is being done to environments", "see:  vllmctl env list")
+
+
+def _see_to(invocation: Invocation, client: Client, job: JobStatus, done: str, no_block: bool) -> None:
+    """Waits for the end of a job, and says what became of it. Ctrl-C ends only the waiting."""
+    if no_block:
+        say(invocation, f"{job.kind} {job.subject}: asked for; follow it with:  vllmctl events")
+        return
+    try:
+        while not job.is_over:
+            invocation.terminal.progress(f"{job.kind} {job.subject}: {job.sentence()}")
+            time.sleep(LOOK_S)
+            job = _job(client.ask("GET", f"{JOBS}/{job.id}"))
+    except KeyboardInterrupt:
+        invocation.terminal.note("it goes on; to call it off:  vllmctl env cancel")
+        raise
+    if job.state != "done":
+        raise Failure(job.reason or f"{job.kind} {job.subject}: {job.state}", job.hint)
+    say(invocation, done)
+
+
+def _ask(client: Client, method: str, path: str, body: object) -> Any:
+    """Sends a request that may take a while: an interpreter is looked for, files are removed."""
+    with client.request(method, path, body) as exchange:
+        return exchange.json()
+
+
+def _job(answer: Any) -> JobStatus:
+    """The job in an answer. Raises DaemonUnreachable: there is none."""
+    try:
+        return job_status(answer["job"])
+    except (TypeError, KeyError) as error:
+        hint = "compare:  vllmd --version; vllmctl --version"
+        raise DaemonUnreachable("the daemon's answer cannot be read", hint) from error
