@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from wheels import settings, write_wheel
 
-from vllmd.engine import records
+from vllmd.engine import records, whole
 from vllmd.engine.distributions import Repair, overrides, pinned, repair_of
 from vllmd.engine.environment import Environment, Interpreter, ensure, environment_path, find_interpreter
 from vllmd.engine.installer import (
@@ -330,6 +330,26 @@ async def test_what_was_built_is_written_down_in_it(environments: Path) -> None:
     assert record.installed_at > 0
 
 
+async def test_a_configured_index_has_what_the_others_have_not(
+    environments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in ("usual", "special"):
+        (tmp_path / index / "vllm").mkdir(parents=True)
+    write_wheel(tmp_path / "special/vllm", "vllm", "0.0.3", MAIN)
+    wheel = next((tmp_path / "special/vllm").iterdir()).name
+    (tmp_path / "usual/vllm/index.html").write_text("")
+    (tmp_path / "special/vllm/index.html").write_text(f'<a href="{wheel}">{wheel}</a>')
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "usual").as_uri())
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", (tmp_path / "usual").as_uri())
+    with pytest.raises(InstallError, match="there is no such version"):
+        await ensure("vllm==0.0.3", environments, "", print)
+    lines: list[str] = []
+    await ensure("vllm==0.0.3", environments, "", lines.append, index=(tmp_path / "special").as_uri())
+    assert "vllm 0.0.3 answers" in lines
+
+
 async def test_an_environment_that_is_there_is_not_built_again(environments: Path) -> None:
     lines: list[str] = []
     first = await ensure("vllm==0.0.1", environments, "", lines.append)
@@ -416,7 +436,7 @@ async def test_after_kill_9_the_next_one_waits_for_the_orphan_and_builds_anew(
     pidfds = await at_the_gate(gate)
     builder.kill()
     await builder.wait()
-    assert all(name.endswith(".building") for name in visible(environments))
+    assert all(name.endswith(whole.PASSING) for name in visible(environments))
 
     monkeypatch.delenv("FAKE_GATE")
     waiting = asyncio.Event()
@@ -446,6 +466,32 @@ async def test_waiting_for_another_can_be_cancelled(environments: Path, gate: Pa
         with pytest.raises(asyncio.CancelledError):
             await task
     assert ended(pidfds)
+
+
+async def test_what_was_left_is_swept_when_nobody_works_on_it_any_more(environments: Path) -> None:
+    root = environment_path("vllm==0.0.1", environments, await find_interpreter(""))
+    for suffix in whole.PASSING:
+        (environments / f"{root.name}{suffix}" / "bin").mkdir(parents=True)
+    await ensure("vllm==0.0.1", environments, "", print)
+    async with whole.locked(root, print):
+        waiting = asyncio.Event()
+        task = asyncio.create_task(whole.sweep(environments, lambda line: waiting.set()))
+        await waiting.wait()
+        assert len(visible(environments)) == 2, "what could be somebody's stays as long as the lock is held"
+    await task
+    assert visible(environments) == [root.name]
+
+
+async def test_one_is_removed_as_a_whole(environments: Path) -> None:
+    environment = await ensure("vllm==0.0.1", environments, "", print)
+    await whole.removed(environment.root, print)
+    assert visible(environments) == []
+
+
+async def test_a_machine_that_nothing_suits_is_told_what_it_takes(tmp_path: Path) -> None:
+    with pytest.raises(InstallError, match="not on PyPI") as caught:
+        await ensure("", tmp_path, "", print)
+    assert "environment.index" in caught.value.hint
 
 
 async def test_a_python_of_the_wrong_version_is_told_at_once(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Chosen:
     """All choices.
 
     Args:
-        every: for the models that have none of their own.
+        every: for all models that have none of their own.
         models: model → its own.
     """
 
@@ -48,8 +48,8 @@ class Chosen:
         return self.models.get(model, self.every)
 
     def but(self, model: str | None, choice: Choice) -> "Chosen":
-        """These, with another one for `model`, or for all that have none of their own."""
-        return replace(self, every=choice) if model is None else replace(self, models={**self.models, model: choice})
+        """These, with another one for `model`; None means all models, also those that had one of their own."""
+        return Chosen(choice) if model is None else replace(self, models={**self.models, model: choice})
 
 
 def said(configured: EnvironmentSettings) -> str:

@@ -64,7 +64,7 @@ class Upgrade:
         return self._moving.locked()
 
     async def choice(self, installed: Installed, model: str | None) -> Choice:
-        """The choice of an environment for a model, or for all that have none of their own.
+        """The choice of an environment for a model; None means all of them.
 
         Raises:
             EnvironmentInUse: the configuration has the last word on the model's.
@@ -93,7 +93,7 @@ class Upgrade:
             chosen = self._settling.choices.kept.but(model, choice)
             await self._move(job, installed, choice, await self._movers(chosen, installed))
             self._keep(chosen)
-        job.line(f"{installed.id} is what {model or 'every model without one of its own'} runs in")
+        job.line(f"{installed.id} is what {model or 'every model'} runs in from now on")
 
     async def _movers(self, chosen: Chosen, installed: Installed) -> list[str]:
         """The models that would run in `installed` by those choices, and do not now."""

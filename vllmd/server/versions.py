@@ -119,7 +119,7 @@ class Versions:
             if name not in names:
                 raise RequestError(f"{name}: unknown key", f"known are {', '.join(names)}", param=name)
             if value is not None and not isinstance(value, str):
-                raise RequestError(f"{name}: expected a string, found {value!r}", param=name)
+                raise RequestError(f"{name}: expected a string, found {value!r}", "put it in quotes", param=name)
         return {name: value for name, value in table.items() if value}
 
     async def _users(self) -> dict[Path, tuple[str, ...]]:
