@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from vllmd import __version__
 from vllmd.config import Config, Current, load, locate
+from vllmd.engine import command
 from vllmd.engine.environment import ensure
 from vllmd.engine.feed import Feed
 from vllmd.engine.jobs import Jobs
 from vllmd.engine.kept import found
+from vllmd.engine.library import Library
 from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
 from vllmd.engine.succession import hand_over, is_followed, take_over
@@ -157,14 +159,16 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         _signals() as signals,
     ):
         jobs = Jobs(feed)
-        supervisors = _supervisors(current, feed, notifier)
+        library = _library(current, jobs)
+        supervisors = _supervisors(current, feed, notifier, library)
         relay = Relay(current, supervisors, feed, calls, accounts)
         reload = Reload(read, _plans, current, supervisors, calls, relay, (accounts, census), notifier)
-        app = build(current, supervisors, feed, jobs, calls, relay, reload, accounts, keyring, addresses_of(sockets))
+        addresses = addresses_of(sockets)
+        app = build(current, supervisors, feed, jobs, library, calls, relay, reload, accounts, keyring, addresses)
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
         async with _running(supervisors, current, feed, notifier), serving(app, sockets, census) as doors:
-            log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
+            log.info("vllmd %s listens on %s", __version__, ", ".join(addresses))
             await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
             notifier.stopping()
@@ -203,12 +207,18 @@ def _plans(config: Config) -> list[Plan]:
     return plans
 
 
-def _supervisors(current: Current, feed: Feed, notifier: Notifier) -> Supervisors:
+def _library(current: Current, jobs: Jobs) -> Library:
+    paths = current.config.paths
+    around = command.surroundings(os.environ, Path(paths.cache))
+    return Library(jobs, Path(paths.state), around, lambda: _plans(current.config))
+
+
+def _supervisors(current: Current, feed: Feed, notifier: Notifier, library: Library) -> Supervisors:
     def extend() -> None:
         notifier.extend(current.config.supervision.startup_stall_s)
 
     def make(plan: Plan) -> Supervisor:
-        return Supervisor(plan, current.config.supervision, feed, extend, notifier)
+        return Supervisor(plan, current.config.supervision, feed, extend, notifier, library.provide)
 
     return Supervisors(make, _plans(current.config))
 

@@ -44,6 +44,8 @@ _CHANGES = _object(changes={"type": "array", "items": _ref("Change")})
 BODIES: Mapping[str, Schema] = {
     routes.PROMPT: _ref("PromptRequest"),
     routes.WORKFLOW_RUNS: RUNS_BODY,
+    routes.PULL: _ref("PullRequest"),
+    routes.VERIFY: _ref("PullRequest"),
     **dict.fromkeys(INFERENCE, _ENGINE_S),
 }
 """Of each route that reads one, its body."""
@@ -64,6 +66,10 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     f"{routes.REQUESTS}/{{id}}": {_JSON: _object(id=_TEXT, cancelled={"type": "integer"})},
     routes.JOBS: {_JSON: _object(jobs={"type": "array", "items": _ref("JobStatus")})},
     f"{routes.JOBS}/{{id}}": {_JSON: _object(job=_ref("JobStatus"))},
+    routes.PULL: {_JSON: _object(job=_ref("JobStatus"))},
+    routes.VERIFY: {_JSON: _object(job=_ref("JobStatus"))},
+    routes.LOCAL: {_JSON: _object(models={"type": "array", "items": _ref("LocalModel")})},
+    f"{routes.LOCAL}/{{name}}": {_JSON: _object(model=_TEXT, freed={"type": "integer"})},
     routes.PLAN: {_JSON: _CHANGES},
     routes.RELOAD: {_JSON: _CHANGES},
     ORDER: {_JSON: {"type": "object"}},
@@ -76,7 +82,7 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
 }
 """Of each route, what it answers when all is well, by media type."""
 
-ACCEPTED = frozenset({ORDER, f"{routes.REQUESTS}/{{id}}", f"{routes.JOBS}/{{id}}"})
+ACCEPTED = frozenset({ORDER, routes.PULL, routes.VERIFY, f"{routes.REQUESTS}/{{id}}", f"{routes.JOBS}/{{id}}"})
 """Routes that also answer 202: it is being done."""
 
 _NUMBER_OR_NULL: Schema = {"type": ["number", "null"]}
@@ -87,6 +93,8 @@ SCHEMAS: Mapping[str, Schema] = {
     "LogLine": schema_of(wire.LogLine, is_strict=False),
     "RequestStatus": schema_of(wire.RequestStatus, is_strict=False),
     "JobStatus": schema_of(wire.JobStatus, is_strict=False),
+    "LocalModel": schema_of(wire.LocalModel, is_strict=False),
+    "PullRequest": schema_of(wire.PullRequest, is_strict=True) | {"required": ["model"]},
     "Change": schema_of(wire.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},
     "Answer": _object(
