@@ -210,7 +210,7 @@ class _Hub(_Handler):
 
     def _file(self, repo: str, revision: str, path: str, token: str) -> None:
         if (commit := self._commit(repo, revision)) is None:
-            return
+            return None
         if repo in self.world.gated and not token:
             return self.answer(401, {"X-Error-Code": "GatedRepo"})
         content = self.world.repos[repo][commit].get(path)

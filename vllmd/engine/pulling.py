@@ -32,7 +32,7 @@ from vllmd.engine.hub import Shelf
 from vllmd.engine.hub_errors import Asked, explained
 from vllmd.engine.manifest import File, Manifest, Manifests
 from vllmd.engine.selection import chosen, has_weights
-from vllmd.engine.transfer import Place, fetch, link
+from vllmd.engine.transfer import PIECE_BYTES, Place, fetch, link
 from vllmd.engine.verifying import Say, verify
 from vllmd.errors import NoSpace, NotOnHub, PullError, outcome_of
 from vllmd.wire import size
@@ -108,6 +108,7 @@ class Hub:
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
+        constants.DOWNLOAD_CHUNK_SIZE = PIECE_BYTES  # what it holds back of its 10 MB is lost when a connection breaks
         self.endpoint = constants.ENDPOINT
         self.has_token = bool(get_token())
         self._api = HfApi()
@@ -220,11 +221,11 @@ def _telling(shelf: Shelf, manifest: Manifest, say: Say) -> Iterator[None]:
     over = threading.Event()
 
     def tell() -> None:
-        while True:
-            done = shelf.there(manifest)
+        is_last = False
+        while not is_last:
+            is_last, done = over.is_set(), shelf.there(manifest)
             say("progress", ["downloading" if done < manifest.size else "verifying", done, manifest.size])
-            if over.wait(PROGRESS_S):
-                return
+            over.wait(PROGRESS_S)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

@@ -21,7 +21,11 @@ TRIES = 5
 PAUSE_S = 0.5
 """Before the second try; each later one waits twice as long."""
 
-PIECE_BYTES = 1 << 20
+NOTHING_BEHIND = 416
+"""The HTTP status of a file that ends where it was to go on."""
+
+PIECE_BYTES = 1 << 18
+"""So much is written, and read, at a time."""
 
 
 class Place(NamedTuple):
@@ -104,6 +108,7 @@ def _complete(file: File, partial: Path, find: Find) -> None:
 
 def _try(file: File, partial: Path, find: Find) -> Exception | None:
     """Gets the rest of a file; returns what came in between, if anything did."""
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
 
     try:
@@ -114,6 +119,8 @@ def _try(file: File, partial: Path, find: Find) -> Exception | None:
             finally:
                 content.flush()
             os.fsync(content.fileno())
+    except HfHubHTTPError as error:
+        return None if error.response.status_code == NOTHING_BEHIND else error
     except Exception as error:
         return error
     return None
@@ -125,7 +132,7 @@ def _may_pass(error: Exception) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500 or error.response.status_code in (408, 416)
+        return error.response.status_code >= 500 or error.response.status_code == 408
     if isinstance(error, httpx2.TransportError):
         return not isinstance(error, httpx2.UnsupportedProtocol)
     return isinstance(error, OSError) and error.errno is None  # "Consistency check failed": it was cut
