@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 
 from vllmd import __version__
 from vllmd.config import Config, Current, load, locate
+from vllmd.engine import command
 from vllmd.engine.choices import Choices
 from vllmd.engine.environment import ensure
 from vllmd.engine.environments import Environments
 from vllmd.engine.feed import Feed
 from vllmd.engine.jobs import Jobs
 from vllmd.engine.kept import found
+from vllmd.engine.library import Library
 from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
 from vllmd.engine.settling import Settling
@@ -166,17 +168,20 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
     ):
         jobs = Jobs(feed)
         settling, environments = _settling(config), Environments(Path(config.paths.state) / "environments")
-        supervisors = _supervisors(current, settling, feed, notifier)
+        library = _library(current, settling, jobs)
+        supervisors = _supervisors(current, settling, feed, notifier, library)
         relay = Relay(current, supervisors, feed, calls, accounts)
         reload = Reload(read, settling.plans, current, supervisors, calls, relay, (accounts, census), notifier)
         upgrade = Upgrade(current, settling, environments, supervisors, calls)
         versions = Versions(current, settling, environments, supervisors, upgrade, jobs)
         addresses = addresses_of(sockets)
-        app = build(current, supervisors, feed, jobs, versions, calls, relay, reload, accounts, keyring, addresses)
+        app = build(
+            current, supervisors, feed, jobs, versions, library, calls, relay, reload, accounts, keyring, addresses
+        )
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
         async with _running(supervisors, environments, current, feed, notifier), serving(app, sockets, census) as doors:
-            log.info("vllmd %s listens on %s", __version__, ", ".join(addresses_of(sockets)))
+            log.info("vllmd %s listens on %s", __version__, ", ".join(addresses))
             await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
             notifier.stopping()
@@ -212,12 +217,18 @@ def _settling(config: Config) -> Settling:
     return Settling(Choices(Path(config.paths.state) / "environments.json"), suited(look()), os.environ)
 
 
-def _supervisors(current: Current, settling: Settling, feed: Feed, notifier: Notifier) -> Supervisors:
+def _library(current: Current, settling: Settling, jobs: Jobs) -> Library:
+    paths = current.config.paths
+    around = command.surroundings(os.environ, Path(paths.cache))
+    return Library(jobs, Path(paths.state), around, lambda: settling.plans(current.config))
+
+
+def _supervisors(current: Current, settling: Settling, feed: Feed, notifier: Notifier, library: Library) -> Supervisors:
     def extend() -> None:
         notifier.extend(current.config.supervision.startup_stall_s)
 
     def make(plan: Plan) -> Supervisor:
-        return Supervisor(plan, current.config.supervision, feed, extend, notifier)
+        return Supervisor(plan, current.config.supervision, feed, extend, notifier, library.provide)
 
     return Supervisors(make, settling.plans(current.config))
 

@@ -102,6 +102,33 @@ class Continued:
     generation: int
 
 
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on the daemon's disk, at one commit.
+
+    Args:
+        repo: its name on the hub.
+        revisions: by which it was asked for, but for the hub's default.
+        commit: what it is.
+        size: what of it is there, in bytes; commits share files, so that not all of it may be its own.
+        total: what it should be; None where vllmd did not pull it.
+        complete: whether all of it is there; None where vllmd did not pull it.
+        used_by: the configured models that are made of it.
+        pulled_at: when the hub was asked, Unix seconds; None where vllmd did not pull it.
+        path: its directory.
+    """
+
+    repo: str
+    revisions: tuple[str, ...] = ()
+    commit: str = ""
+    size: int = 0
+    total: int | None = None
+    complete: bool | None = None
+    used_by: tuple[str, ...] = ()
+    pulled_at: float | None = None
+    path: str = ""
+
+
 class JobState(StrEnum):
     """Where a job is."""
 
@@ -322,7 +349,15 @@ def dumps(value: object) -> str:
 
 
 def to_json(
-    value: Status | ModelStatus | Continued | JobStatus | EnvironmentStatus | RequestStatus | LogLine | Change,
+    value: Status
+    | ModelStatus
+    | Continued
+    | JobStatus
+    | EnvironmentStatus
+    | LocalModel
+    | RequestStatus
+    | LogLine
+    | Change,
 ) -> dict[str, Any]:
     """A status as JSON has it."""
     return asdict(value)
@@ -336,6 +371,12 @@ def model_status(table: Mapping[str, Any]) -> ModelStatus:
 def request_status(table: Mapping[str, Any]) -> RequestStatus:
     """Reads what is said of one request, also by another version."""
     return _known(RequestStatus, table)
+
+
+def local_model(table: Mapping[str, Any]) -> LocalModel:
+    """Reads what is said of one model on the disk, also by another version."""
+    lists = {key: tuple(table.get(key, ())) for key in ("revisions", "used_by")}
+    return _known(LocalModel, {**table, **lists})
 
 
 def job_status(table: Mapping[str, Any]) -> JobStatus:
@@ -381,6 +422,15 @@ class PromptRequest:
         """The chat that the engine is asked to continue."""
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         return [*system, {"role": "user", "content": self.prompt}]
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """Which model is to be fetched, or verified."""
+
+    model: str = option("", "the name of a configured model, or a name on the hub")
+    revision: str | None = option(None, "a branch, tag or commit; the hub's default where it is left out")
+    repair: bool = option(False, "verify: fetch anew what is broken")
 
 
 ENVELOPE = ("input", "output_only", "wait_for_completion", "workflow_id")

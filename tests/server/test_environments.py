@@ -150,7 +150,7 @@ async def test_a_trial_that_is_called_off_ends_where_it_began(versions: Daemon) 
 def test_what_is_in_use_stays_and_what_is_not_goes(versions: Daemon) -> None:
     found = installed(versions)
     status, code, message = refusal(versions.fetch(f"{ENVIRONMENTS}/1", "DELETE"))
-    assert (status, code) == (409, "environment_in_use")
+    assert (status, code) == (409, "in_use")
     assert message == f"{found['1']['id']} is in use by tiny"
     assert outcome(versions, use(versions, "2", model="tiny"))["state"] == "done"
     assert refusal(versions.fetch(f"{ENVIRONMENTS}/1", "DELETE"))[2] == f"{found['1']['id']} is the current one"
@@ -185,9 +185,9 @@ def test_the_configuration_has_the_last_word(versions: Daemon) -> None:
         versions.fetch("/api/reload", "POST")
         until_sync(lambda: versions.model().state == "ready" and runs_in(versions)[:7] == "vllm-2-", "the pinned one")
         status, code, message = refusal(versions.fetch(f"{ENVIRONMENTS}/1/use", "POST", {"model": "tiny"}))
-        assert (status, code) == (409, "environment_in_use")
+        assert (status, code) == (409, "in_use")
         assert "models.tiny.environment is 'vllm==2'" in message
-        assert refusal(versions.fetch(f"{ENVIRONMENTS}/2", "DELETE"))[1] == "environment_in_use"
+        assert refusal(versions.fetch(f"{ENVIRONMENTS}/2", "DELETE"))[1] == "in_use"
     finally:
         versions.configure({}, {"supervision": PATIENCE})
         versions.fetch("/api/reload", "POST")
@@ -260,6 +260,6 @@ def test_an_engine_in_a_chosen_environment_is_adopted(wheels: Path) -> None:
             service.restart()
             assert (daemon.engine_pid, runs_in(daemon)) == (pid, environment)
             assert installed(daemon)["2"]["models"] == ["tiny"]
-            assert refusal(daemon.fetch(f"{ENVIRONMENTS}/2", "DELETE"))[1] == "environment_in_use"
+            assert refusal(daemon.fetch(f"{ENVIRONMENTS}/2", "DELETE"))[1] == "in_use"
         finally:
             service.see_to_its_end()

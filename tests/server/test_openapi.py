@@ -39,7 +39,8 @@ def test_every_route_is_described_with_what_it_answers(described: Any) -> None:
 
 def test_the_dataclasses_are_the_schemas(described: Any) -> None:
     schemas = described["components"]["schemas"]
-    for cls in (wire.Status, wire.RequestStatus, wire.LogLine, wire.Change, wire.PromptRequest):
+    told = (wire.Status, wire.RequestStatus, wire.LogLine, wire.Change, wire.JobStatus, wire.LocalModel)
+    for cls in (*told, wire.PromptRequest):
         assert set(schemas[cls.__name__]["properties"]) == {each.name for each in fields(cls)}
     temperature = schemas["PromptRequest"]["properties"]["temperature"]
     assert (temperature["minimum"], temperature["maximum"], temperature["type"]) == (0, 2, ["number", "null"])

@@ -9,22 +9,16 @@ import click
 
 from vllmd.ctl.client import Client
 from vllmd.ctl.commands import Verb
-from vllmd.ctl.failure import Failure
 from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.jobs import read, see_through
 from vllmd.ctl.load import say
 from vllmd.ctl.table import table
-from vllmd.errors import DaemonUnreachable, ExitStatus
-from vllmd.routes import ENVIRONMENTS, JOBS
-from vllmd.wire import EnvironmentStatus, JobStatus, environment_status, job_status, size
+from vllmd.errors import ExitStatus
+from vllmd.routes import ENVIRONMENTS
+from vllmd.wire import EnvironmentStatus, JobStatus, environment_status, size
 
 HEADINGS = ("", "ID", "VERSION", "SIZE", "INSTALLED", "MODELS")
-KINDS = ("install", "use")
-"""Of the daemon's jobs, those that are about environments."""
-
-LOOK_S = 0.5
-"""Seconds between two looks at a job."""
-
-NAMELESS, NAMED = ("list", "install", "cancel"), ("use", "remove")
+NAMELESS, NAMED = ("list", "install"), ("use", "remove")
 
 
 @click.command(cls=Verb)
@@ -54,26 +48,24 @@ def env(
 
     The ID of an environment is its name in the list; its version will do where only one has it. `install` builds one
     beside those that run. `use` moves models to it, one after the other and with their requests held, and back by
-    itself if no token comes. `remove` takes one away that nothing runs in. `cancel` calls off what is being done.
+    itself if no token comes. `remove` takes one away that nothing runs in.
     """
     if (name is None) is not (action in NAMELESS):
         raise click.UsageError(f"`{action}` takes {'no ' if name else 'an '}ID", click.get_current_context())
     client = invocation.client()
     if action == "list":
         _list(invocation, client, as_json)
-    elif action == "cancel":
-        _cancel(invocation, client)
     elif action == "remove":
         gone = _ask(client, "DELETE", f"{ENVIRONMENTS}/{quote(name or '', safe='')}", None)
         say(invocation, f"{gone['id']}: removed")
     elif action == "use":
         body = {"model": model} if model else None
-        job = _job(_ask(client, "POST", f"{ENVIRONMENTS}/{quote(name or '', safe='')}/use", body))
-        _see_to(invocation, client, job, f"{name}: used from now on", no_block)
+        job = read(_ask(client, "POST", f"{ENVIRONMENTS}/{quote(name or '', safe='')}/use", body)["job"])
+        _see_to(invocation, job, f"{name}: used from now on", no_block)
     else:
         answer = _ask(client, "POST", ENVIRONMENTS, {"version": version, "variant": variant})
         invocation.terminal.note(f"{answer['requirement']}: {answer['reason']}")
-        _see_to(invocation, client, _job(answer), f"{answer['requirement']}: installed", no_block)
+        _see_to(invocation, read(answer["job"]), f"{answer['requirement']}: installed", no_block)
     return ExitStatus.OK
 
 
@@ -100,31 +92,12 @@ def _row(each: EnvironmentStatus) -> list[str]:
     return ["*" if each.current else "", each.id, each.version, taken, installed or "-", ", ".join(each.models) or "-"]
 
 
-def _cancel(invocation: Invocation, client: Client) -> None:
-    jobs = [job_status(each) for each in client.ask("GET", JOBS)["jobs"]]
-    running = [each for each in jobs if each.kind in KINDS and not each.is_over]
-    for job in running:
-        client.ask("DELETE", f"{JOBS}/{job.id}")
-        say(invocation, f"{job.kind} {job.subject}: called off")
-    if not running:
-        raise Failure("nothing is being done to environments", "see:  vllmctl env list")
-
-
-def _see_to(invocation: Invocation, client: Client, job: JobStatus, done: str, no_block: bool) -> None:
-    """Waits for the end of a job, and says what became of it. Ctrl-C ends only the waiting."""
+def _see_to(invocation: Invocation, job: JobStatus, done: str, no_block: bool) -> None:
+    """Waits for the end of a job, and says what became of it."""
     if no_block:
-        say(invocation, f"{job.kind} {job.subject}: asked for; follow it with:  vllmctl events")
+        say(invocation, f"{job.kind} {job.subject}: asked for; follow it with:  vllmctl jobs")
         return
-    try:
-        while not job.is_over:
-            invocation.terminal.progress(f"{job.kind} {job.subject}: {job.sentence()}")
-            time.sleep(LOOK_S)
-            job = _job(client.ask("GET", f"{JOBS}/{job.id}"))
-    except KeyboardInterrupt:
-        invocation.terminal.note("it goes on; to call it off:  vllmctl env cancel")
-        raise
-    if job.state != "done":
-        raise Failure(job.reason or f"{job.kind} {job.subject}: {job.state}", job.hint)
+    see_through(invocation, job)
     say(invocation, done)
 
 
@@ -132,12 +105,3 @@ def _ask(client: Client, method: str, path: str, body: object) -> Any:
     """Sends a request that may take a while: an interpreter is looked for, files are removed."""
     with client.request(method, path, body) as exchange:
         return exchange.json()
-
-
-def _job(answer: Any) -> JobStatus:
-    """The job in an answer. Raises DaemonUnreachable: there is none."""
-    try:
-        return job_status(answer["job"])
-    except (TypeError, KeyError) as error:
-        hint = "compare:  vllmd --version; vllmctl --version"
-        raise DaemonUnreachable("the daemon's answer cannot be read", hint) from error

@@ -6,22 +6,26 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from vllmd.engine import evidence, gpu, memory, records
 from vllmd.engine.causes import Cause
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
 from vllmd.engine.flags import require_known
+from vllmd.engine.hub_verdicts import HOPELESS, cause_of
 from vllmd.engine.incidents import Incident
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
+from vllmd.engine.library import Provide, as_configured
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.plan import Plan
 from vllmd.engine.process import Process, adopt, spawn
 from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
-from vllmd.errors import InstallError, UnknownFlags, VllmdError
+from vllmd.errors import InstallError, JobCancelled, PullError, UnknownFlags, VllmdError
 from vllmd.lifecycle import Verdict
+from vllmd.wire import JobStatus
 
 LAST_LINES = 1000
 """Lines of the engine's output that are kept to explain its end: with many workers each prints a traceback."""
@@ -46,6 +50,7 @@ class Generation:
         on_work: called when a start did something that cannot be seen in its lines.
         store: keeps the engine for the next vllmd.
         kept: the engine, where an earlier vllmd has started it; None to start one.
+        provide: sees to it that the model is on the disk.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Generation:
         on_work: Callable[[], None],
         store: Store,
         kept: Kept | None = None,
+        provide: Provide = as_configured,
     ) -> None:
         self.number = number
         self.was_ready = bool(kept and kept.record and kept.record.was_ready)
@@ -77,8 +83,10 @@ class Generation:
         self._store = store
         self._kept = kept
         self._keeping: Keeping | None = None
+        self._provide = provide
+        self._pull: JobStatus | None = None
         self._process: Process | None = None
-        self._installing: asyncio.Task[Environment] | None = None
+        self._preparing: asyncio.Task[Any] | None = None
         self._asked_to_end = False
         self._is_left = False
 
@@ -89,7 +97,12 @@ class Generation:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the first token, judged by an earlier start like this one; None if there was none."""
+        """Seconds until the first token, judged by an earlier start like this one; None if there was none.
+
+        A download says itself how long it takes; the start comes after it.
+        """
+        if self._pull and self._pull.eta_s is not None:
+            return self._pull.eta_s + (self._earlier.total_s if self._earlier else 0.0)
         if self.was_ready or self.progress is None or self._earlier is None:
             return None
         return self._earlier.left_s(self.progress, self._recorder.in_phase_s(self._now()))
@@ -104,14 +117,8 @@ class Generation:
             if self._asked_to_end and not _being_cancelled():
                 return _CALLED_OFF
             raise
-        except InstallError as error:
-            return Verdict("install failed", error.message, error.hint)
-        except UnknownFlags as error:
-            return Verdict(Cause.BAD_ARGUMENT, error.message, error.hint, permanent=True)
-        except VllmdError as error:
-            return Verdict("cannot start", error.message, error.hint)
-        except OSError as error:
-            return Verdict("cannot start", f"cannot prepare the start: {error}", "check the directories in [paths]")
+        except (VllmdError, OSError) as error:
+            return _why_not(error)
         finally:
             if not self._is_left:
                 self._plan.remove_directory(self.number)
@@ -137,16 +144,16 @@ class Generation:
         self._asked_to_end = True
         if self._process:
             self._process.terminate()
-        elif self._installing:
-            self._installing.cancel()
+        elif self._preparing:
+            self._preparing.cancel()
 
     def kill(self) -> None:
         """Ends the engine and all its descendants now."""
         self._asked_to_end = True
         if self._process:
             self._process.kill()
-        elif self._installing:
-            self._installing.cancel()
+        elif self._preparing:
+            self._preparing.cancel()
 
     async def examine(self) -> None:
         """Keeps what can be learned of a sick engine; takes at most `evidence.LIMIT_S` seconds."""
@@ -170,24 +177,31 @@ class Generation:
         if settings.path:
             return self._plan.existing_environment()
         folder = self._plan.state / "environments"
-        install = ensure(settings.requirement, folder, settings.python, self._take_install, index=settings.index)
-        self._installing = asyncio.ensure_future(install)
+        return await ensure(settings.requirement, folder, settings.python, self._take_install, index=settings.index)
+
+    async def _prepare(self) -> tuple[Environment, Path | None]:
+        """All that an engine needs before it can start: an environment, and its model."""
+        environment = await self._environment()
+        self.environment = environment.root
+        if record := records.read(environment.root):
+            require_known(self._plan.model.args, record.version or record.requirement, record.flags)
         try:
-            return await self._installing
+            return environment, await self._provide(self._plan, self._take_pull)
         finally:
-            self._installing.cancel()
-            self._installing = None
+            self._pull = None
 
     async def _begin(self) -> AbstractAsyncContextManager[Process]:
         """A start, or what goes on with the engine that is there."""
         if self._kept and self._kept.record and self._kept.tether:
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
-        environment = await self._environment()
-        self.environment = environment.root
-        if record := records.read(environment.root):
-            require_known(self._plan.model.args, record.version or record.requirement, record.flags)
+        self._preparing = asyncio.ensure_future(self._prepare())
+        try:
+            environment, snapshot = await self._preparing
+        finally:
+            self._preparing.cancel()
+            self._preparing = None
         self._plan.make_directory(self.number)
-        return spawn(self._plan.command(self.number, environment), self._take_line)
+        return spawn(self._plan.command(self.number, environment, snapshot), self._take_line)
 
     async def _live(self, beginning: AbstractAsyncContextManager[Process]) -> Verdict:
         if not self.was_ready:
@@ -261,6 +275,13 @@ class Generation:
         self.lines.append(line)
         self._on_line(line)
 
+    def _take_pull(self, status: JobStatus) -> None:
+        """News of a download; bytes that came are a sign of life."""
+        if self._pull is None or status.done != self._pull.done:
+            self._on_work()
+        self._pull = status
+        self._report(Progress(Phase.DOWNLOADING, status.percent))
+
     def _take_line(self, line: str) -> None:
         line = redacted(line, self._secrets)
         self.lines.append(line)
@@ -273,6 +294,22 @@ class Generation:
             self.progress = progress
             self._recorder.note(progress.phase, self._now())
             self._on_progress()
+
+
+def _why_not(error: VllmdError | OSError) -> Verdict:
+    """Why an engine was not even started."""
+    match error:
+        case InstallError():
+            return Verdict("install failed", error.message, error.hint)
+        case UnknownFlags():
+            return Verdict(Cause.BAD_ARGUMENT, error.message, error.hint, permanent=True)
+        case PullError():
+            return Verdict(cause_of(error), error.message, error.hint, permanent=isinstance(error, HOPELESS))
+        case JobCancelled():
+            return Verdict("pull cancelled", error.message, "pull or load it again", permanent=True)
+        case VllmdError():
+            return Verdict("cannot start", error.message, error.hint)
+    return Verdict("cannot start", f"cannot prepare the start: {error}", "check the directories in [paths]")
 
 
 def _being_cancelled() -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import Context
 from enum import StrEnum
 from typing import Any, Generic, TypeVar, cast
@@ -56,6 +57,7 @@ class Job(Generic[T]):
         self.subject = subject
         self.lines: list[str] = []
         self._publish = publish
+        self._followers: list[Callable[[JobStatus], None]] = []
         self._started_at = time.time()
         self._ended_at: float | None = None
         self._phase = ""
@@ -133,6 +135,15 @@ class Job(Generic[T]):
             raise _again(self._error)
         return self._task.result()
 
+    @contextmanager
+    def followed(self, told: Callable[[JobStatus], None]) -> Iterator[None]:
+        """Calls `told` with what is published of it, for as long as the block lasts."""
+        self._followers.append(told)
+        try:
+            yield
+        finally:
+            self._followers.remove(told)
+
     def cancel(self) -> None:
         """Calls it off. Nothing happens if it is over."""
         if self._task and not self.is_over:
@@ -181,7 +192,9 @@ class Job(Generic[T]):
 
     def _tell(self) -> None:
         self._published_at = time.monotonic()
-        self._publish(self.status)
+        status = self.status
+        for told in (self._publish, *self._followers):
+            told(status)
 
 
 def _again(error: VllmdError) -> VllmdError:

@@ -82,10 +82,20 @@ class Plan:
             raise InstallError(missing, "correct environment.path")
         return environment
 
-    def command(self, number: int, environment: Environment) -> Command:
-        """What generation `number` runs."""
+    @property
+    def surroundings(self) -> dict[str, str]:
+        """The variables that say where models lie, and who asks for them."""
+        return {**command.surroundings(self.environ, Path(self.paths.cache)), **self.model.env}
+
+    def command(self, number: int, environment: Environment, snapshot: Path | None = None) -> Command:
+        """What generation `number` runs, on the model at `snapshot`, or on what vLLM finds itself."""
         argv = command.serve(
-            self.name, self.model, python=environment.python, vllm=environment.vllm, socket=self.socket(number)
+            self.name,
+            self.model,
+            python=environment.python,
+            vllm=environment.vllm,
+            socket=self.socket(number),
+            snapshot=snapshot,
         )
         environ = command.environ(
             self.environ,
@@ -93,6 +103,7 @@ class Plan:
             directory=self.directory(number),
             cache=Path(self.paths.cache),
             binaries=environment.root / "bin",
+            snapshot=snapshot,
         )
         return Command(argv, environ, self.directory(number))
 

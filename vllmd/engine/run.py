@@ -29,6 +29,7 @@ async def run(
     said: Report,
     inherited: Sequence[int] = (),
     alive: Report | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> int:
     """Run a command in a session of its own, and leave nothing of that session behind, however this ends.
 
@@ -38,6 +39,7 @@ async def run(
         said: called with each line that it prints.
         inherited: descriptors that it gets.
         alive: called when it was silent for `SIGN_OF_LIFE_S` and yet did something.
+        secrets: variables that it gets though they are secret.
 
     Returns:
         The exit status; negative for the signal that killed it.
@@ -47,7 +49,7 @@ async def run(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=without_secrets(environ),
+        env={**without_secrets(environ), **(secrets or {})},
         start_new_session=True,
         pass_fds=inherited,
         limit=2**20,

@@ -20,6 +20,7 @@ from vllmd.engine.feed import Feed
 from vllmd.engine.generation import Generation
 from vllmd.engine.incidents import Incidents
 from vllmd.engine.kept import NOWHERE, Kept, Store
+from vllmd.engine.library import Provide, as_configured
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
@@ -69,6 +70,7 @@ class Supervisor:
         feed: where every change of state and phase is published.
         on_sign_of_life: called at most once a second while a start makes progress.
         store: keeps the engine while one vllmd follows another.
+        provide: sees to it that a model is on the disk.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Supervisor:
         feed: Feed,
         on_sign_of_life: Callable[[], None] = lambda: None,
         store: Store = NOWHERE,
+        provide: Provide = as_configured,
     ) -> None:
         self.plan = plan
         self.engine = Engine()
@@ -87,6 +90,7 @@ class Supervisor:
         self._feed = feed
         self._on_sign_of_life = on_sign_of_life
         self._store = store
+        self._provide = provide
         self._kept: Kept | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._generation: Generation | None = None
@@ -275,7 +279,7 @@ class Supervisor:
         self._telling = Telling(self.name, number)
         # Made at once, not by the task: the next effect may be to kill it.
         news = (self._on_progress, self._on_line, self._moved)
-        self._generation = Generation(number, self.plan, *news, self._store, kept)
+        self._generation = Generation(number, self.plan, *news, self._store, kept, self._provide)
         self._client = EngineClient(self.plan.socket(number))
         self._living = start(self._live(self._generation, self._client))
 

@@ -8,6 +8,7 @@ from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.feed import Feed
 from vllmd.engine.jobs import Jobs
+from vllmd.engine.library import Library
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
@@ -23,6 +24,7 @@ from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
+from vllmd.server.stored import Stored
 from vllmd.server.unambiguous import unambiguous
 from vllmd.server.versions import Versions
 from vllmd.server.work import Work
@@ -34,6 +36,7 @@ def build(
     feed: Feed,
     jobs: Jobs,
     versions: Versions,
+    library: Library,
     calls: Calls,
     relay: Relay,
     reload: Reload,
@@ -46,7 +49,7 @@ def build(
     prompt = Prompt(relay, current, accounts)
     control = Control(current, supervisors, feed, jobs, calls, accounts, addresses)
     logs = Logs(current, supervisors)
-    work = Work(current, jobs)
+    work, stored = Work(current, jobs), Stored(current, supervisors, library)
     requests = Requests(calls, current)
 
     app = _guarded(current, keyring, accounts)
@@ -76,6 +79,10 @@ def build(
             web.get(routes.PLAN, reload.plan),
             web.post(routes.RELOAD, reload.reload),
             web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
+            web.post(routes.PULL, stored.pull),
+            web.post(routes.VERIFY, stored.verify),
+            web.get(routes.LOCAL, stored.list),
+            web.delete(routes.LOCAL + "/{name:.+}", stored.remove),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]
     )

@@ -46,6 +46,8 @@ BODIES: Mapping[str, Schema] = {
     routes.WORKFLOW_RUNS: RUNS_BODY,
     routes.ENVIRONMENTS: {"type": "object", "properties": {"version": _TEXT, "variant": _TEXT}},
     f"{routes.ENVIRONMENTS}/{{id}}/use": {"type": "object", "properties": {"model": _TEXT}},
+    routes.PULL: _ref("PullRequest"),
+    routes.VERIFY: _ref("PullRequest"),
     **dict.fromkeys(INFERENCE, _ENGINE_S),
 }
 """Of each route that reads one, its body."""
@@ -69,6 +71,10 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     routes.ENVIRONMENTS: {_JSON: {"type": "object"}},
     f"{routes.ENVIRONMENTS}/{{id}}/use": {_JSON: _object(job=_ref("JobStatus"))},
     f"{routes.ENVIRONMENTS}/{{id}}": {_JSON: _object(id=_TEXT, removed={"type": "boolean"})},
+    routes.PULL: {_JSON: _object(job=_ref("JobStatus"))},
+    routes.VERIFY: {_JSON: _object(job=_ref("JobStatus"))},
+    routes.LOCAL: {_JSON: _object(models={"type": "array", "items": _ref("LocalModel")})},
+    f"{routes.LOCAL}/{{name}}": {_JSON: _object(model=_TEXT, freed={"type": "integer"})},
     routes.PLAN: {_JSON: _CHANGES},
     routes.RELOAD: {_JSON: _CHANGES},
     ORDER: {_JSON: {"type": "object"}},
@@ -88,6 +94,8 @@ ACCEPTED = frozenset(
         f"{routes.ENVIRONMENTS}/{{id}}/use",
         f"{routes.REQUESTS}/{{id}}",
         f"{routes.JOBS}/{{id}}",
+        routes.PULL,
+        routes.VERIFY,
     }
 )
 """Routes that also answer 202: it is being done."""
@@ -100,6 +108,8 @@ SCHEMAS: Mapping[str, Schema] = {
     "LogLine": schema_of(wire.LogLine, is_strict=False),
     "RequestStatus": schema_of(wire.RequestStatus, is_strict=False),
     "JobStatus": schema_of(wire.JobStatus, is_strict=False),
+    "LocalModel": schema_of(wire.LocalModel, is_strict=False),
+    "PullRequest": schema_of(wire.PullRequest, is_strict=True) | {"required": ["model"]},
     "Change": schema_of(wire.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},
     "Answer": _object(

@@ -23,7 +23,7 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.settling import Settling
 from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
-from vllmd.errors import EnvironmentInUse, TrialFailed
+from vllmd.errors import InUse, TrialFailed
 from vllmd.lifecycle import State
 from vllmd.server.calls import Calls
 
@@ -67,14 +67,14 @@ class Upgrade:
         """The choice of an environment for a model; None means all of them.
 
         Raises:
-            EnvironmentInUse: the configuration has the last word on the model's.
+            InUse: the configuration has the last word on the model's.
             UnknownFlags: its vLLM does not know all flags of a model that would move.
             InstallError: nothing leads to it.
         """
         config = self._current.config
         if model and config.models[model].environment:
             pin = f"models.{model}.environment is {config.models[model].environment!r}"
-            raise EnvironmentInUse(f"the configuration says where {model} runs: {pin}", "change it there, or remove it")
+            raise InUse(f"the configuration says where {model} runs: {pin}", "change it there, or remove it")
         settings = await self._environments.settings_of(installed, config.environment)
         choice = Choice(settings.requirement, settings.python, said(config.environment))
         for name in await self._movers(self._settling.choices.kept.but(model, choice), installed):

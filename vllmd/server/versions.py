@@ -17,7 +17,7 @@ from vllmd.engine.run import Report
 from vllmd.engine.settling import Settling
 from vllmd.engine.supervisors import Supervisors
 from vllmd.engine.variants import wanted
-from vllmd.errors import EnvironmentInUse, RequestError
+from vllmd.errors import InUse, RequestError
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response, read_body, read_json
 from vllmd.server.upgrade import Upgrade
@@ -101,11 +101,11 @@ class Versions:
         require_administrator(identify(request), self._current.config.access.admin_group)
         installed = self._environments.find(request.match_info["id"])
         if self._upgrade.is_under_way:
-            raise EnvironmentInUse("models are being moved between environments", "wait until that is over")
+            raise InUse("models are being moved between environments", "wait until that is over")
         if users := (await self._users()).get(installed.root, ()):
-            raise EnvironmentInUse(f"{installed.id} is in use by {', '.join(users)}", "let them use another one first")
+            raise InUse(f"{installed.id} is in use by {', '.join(users)}", "let them use another one first")
         if installed.root == await self._root_of_all():
-            raise EnvironmentInUse(f"{installed.id} is the current one", "use another one first")
+            raise InUse(f"{installed.id} is the current one", "use another one first")
         await self._environments.remove(installed, log.info)
         return json_response({"id": installed.id, "removed": True})
 
