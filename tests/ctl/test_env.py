@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from ctl.shell import Shell
-from ctl.stub_daemon import StubDaemon, refuse, reply
+from ctl.stub_daemon import StubDaemon, refuse, reply, stream
 
-from vllmd import wire
+from vllmd import sse, wire
 from vllmd.wire import EnvironmentStatus, JobStatus
 
 ENVIRONMENTS = "/api/environments"
@@ -23,6 +23,10 @@ LISTING: dict[str, Any] = {
 
 def job(state: str, **facts: Any) -> dict[str, Any]:
     return asdict(JobStatus("7", "install", "vllm==2", state, **facts))
+
+
+def news(table: dict[str, Any]) -> bytes:
+    return sse.encode(json.dumps(table), event="job")
 
 
 def test_the_list_says_what_is_current_and_what_suits_the_machine(daemon: StubDaemon, shell: Shell) -> None:
@@ -46,7 +50,7 @@ def test_a_machine_that_nothing_suits_is_told_what_it_takes(daemon: StubDaemon, 
 def test_install_tells_why_and_waits_for_the_end(daemon: StubDaemon, shell: Shell) -> None:
     begun = {"job": job("running", phase="resolving"), "requirement": "vllm==2", "reason": "as was asked for"}
     daemon.on(f"POST {ENVIRONMENTS}", reply(begun, 202))
-    daemon.on("GET /api/jobs/7", reply({"job": job("done"), "lines": []}))
+    daemon.on("GET /api/events", stream(news(job("running", phase="checking")), news(job("done"))))
     result = shell.run("env", "install", "--version", "2", "--variant", "cuda")
     assert (result.status, result.stdout) == (0, "vllm==2: installed\n")
     assert "vllm==2: as was asked for" in result.stderr
@@ -55,9 +59,7 @@ def test_install_tells_why_and_waits_for_the_end(daemon: StubDaemon, shell: Shel
 
 def test_a_job_that_fails_is_an_error_with_its_reason(daemon: StubDaemon, shell: Shell) -> None:
     daemon.on(f"POST {ENVIRONMENTS}/vllm%3D%3D2/use", reply({"job": job("running")}, 202))
-    daemon.on(
-        "GET /api/jobs/7", reply({"job": job("failed", reason="no token came", hint="read the log"), "lines": []})
-    )
+    daemon.on("GET /api/events", stream(news(job("failed", reason="no token came", hint="read the log"))))
     result = shell.run("env", "use", "vllm==2", "--model", "tiny")
     assert result.status == 1
     assert "no token came" in result.stderr

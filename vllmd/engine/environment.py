@@ -12,20 +12,19 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllmd.engine import records
 from vllmd.engine.distributions import overrides, pinned, repair_of, write_alias
-from vllmd.engine.flags import listed
+from vllmd.engine.inspection import Inspection
 from vllmd.engine.installer import (
     Step,
     diagnosis,
     explained,
     find_uv,
-    inherited,
     installer_environ,
     last_words,
     no_index,
@@ -34,12 +33,10 @@ from vllmd.engine.installer import (
     with_index,
 )
 from vllmd.engine.records import Record
-from vllmd.engine.run import Report, output, run
+from vllmd.engine.run import Report, gently, output, run
 from vllmd.engine.variants import NO_ROCM, NO_ROCM_HINT
 from vllmd.engine.whole import SCRATCH, built_beside, locked
 from vllmd.errors import InstallError
-
-CHECK_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,8 @@ class _Build:
         async with _scratch(self.environment.root) as scratch:
             await self.install(scratch)
             write_alias(self.requirement, self.site_packages)
-            version, flags = await self.check(scratch), await self.list_flags(scratch)
+            look = Inspection(self.environment.python, self.environment.vllm, scratch, self.report, (self.lock,))
+            version, flags = await look.version(), await look.flags()
         root, interpreter = self.environment.root, str(self.interpreter.path)
         size = await asyncio.to_thread(records.disk_use, root)
         records.write(root, Record(self.requirement, interpreter, version, flags, size, time.time()))
@@ -206,48 +204,9 @@ class _Build:
             for text in explained(line):
                 self.report(text)
 
-        status = await run(_gently(step.argv), environ, said, [self.lock], alive=self.report)
+        status = await run(gently(step.argv), environ, said, [self.lock], alive=self.report)
         if status != 0:
             raise diagnosis(self.requirement, pinned(self.requirement)[0], list(lines), status)
-
-    async def check(self, scratch: Path) -> str:
-        """Run `vllm --version`, which imports most of vLLM: a broken environment shows here and not at a start.
-
-        Returns:
-            The version that it tells.
-        """
-        self.report("checking: vllm --version")
-        hint = "this version of vLLM may not fit this machine's driver or processor: try another one"
-        try:
-            status, lines = await self.ask_vllm(["--version"], scratch)
-        except TimeoutError:
-            raise InstallError(f"vllm --version gave no answer in {CHECK_TIMEOUT_S:.0f} s", hint) from None
-        if status != 0:
-            words = last_words(lines) or "it said nothing"
-            raise InstallError(f"vllm --version failed with exit status {status}: {words}", hint)
-        self.report(f"vllm {lines[-1] if lines else '(no version told)'} answers")
-        return lines[-1] if lines else ""
-
-    async def list_flags(self, scratch: Path) -> tuple[str, ...]:
-        """The flags of `vllm serve`; none if they cannot be listed, which is no reason not to use it."""
-        self.report("reading the flags of vllm serve")
-        for help in ("--help=all", "--help"):  # older versions list everything at once
-            with suppress(TimeoutError):
-                status, lines = await self.ask_vllm(["serve", help], scratch)
-                if status == 0 and (flags := listed(lines)):
-                    return flags
-        self.report("the flags of vllm serve could not be listed: those of `args` will not be checked")
-        return ()
-
-    async def ask_vllm(self, words: Sequence[str], scratch: Path) -> tuple[int, list[str]]:
-        """Exit status and lines of a short `vllm` command. Raises TimeoutError."""
-        argv = [str(self.environment.python), str(self.environment.vllm), *words]
-        private = dict.fromkeys(("TMPDIR", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), str(scratch))
-        quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "COLUMNS": "100"}
-        environ = {**inherited(os.environ), **private, **quiet}
-        lines: list[str] = []
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            return await run(_gently(argv), environ, lines.append, [self.lock], alive=self.report), lines
 
     async def crosses_filesystems(self, uv: str) -> bool:
         """Whether uv's cache lies elsewhere, so that it must copy: told to, it does not warn of it."""
@@ -255,12 +214,6 @@ class _Build:
         cache = Path(lines[-1]) if status == 0 and lines else Path("/")
         nearest = next(path for path in (cache, *cache.parents) if path.exists())
         return nearest.stat().st_dev != self.environment.root.parent.stat().st_dev
-
-
-def _gently(argv: Sequence[str]) -> list[str]:
-    """The command at a low priority, nice(1): an engine may be serving beside it, and uv compiles on every core."""
-    nice = shutil.which("nice")
-    return [*([nice, "-n", "10"] if nice else []), *argv]
 
 
 @asynccontextmanager

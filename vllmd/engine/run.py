@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,12 @@ from vllmd.engine.redaction import without_secrets
 SIGN_OF_LIFE_S = 10.0
 
 Report = Callable[[str], None]
+
+
+def gently(argv: Sequence[str]) -> list[str]:
+    """The command at a low priority, nice(1): an engine may be serving beside it, and uv compiles on every core."""
+    nice = shutil.which("nice")
+    return [*([nice, "-n", "10"] if nice else []), *argv]
 
 
 async def output(argv: Sequence[str]) -> tuple[int, list[str]]:
