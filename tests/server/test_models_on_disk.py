@@ -1,4 +1,4 @@
-"""Models that a daemon pulls: at a load by itself, when asked, in a job that outlives who asked; and off the disk again."""
+"""Models that a daemon pulls: at a load, when asked, in a job that outlives who asked; and off the disk again."""
 
 import asyncio
 import json
