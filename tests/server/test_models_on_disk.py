@@ -119,6 +119,7 @@ def test_a_load_fetches_what_is_missing_and_is_pinned(hub: LoopbackHub, begin: B
     assert daemon.order("restart", wait=True)[0] == 200
     assert str(shelf_of(daemon).snapshot(moved)) in daemon.journal("start")[-1]["argv"]
     assert TOKEN not in daemon.log
+    assert not any("harness" in path for _, _, path, _ in hub.asked), "the hub is not told what else runs here"
 
     # What is used is not removed; what is not, is, and what nobody shares is free again.
     status, refusal = daemon.fetch(f"/api/models/local/{REPO}", "DELETE")
@@ -206,7 +207,8 @@ def test_events_tell_of_jobs(hub: LoopbackHub, begin: Begin) -> None:
     with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True) as events:
         assert events.stdout is not None
         json.loads(events.stdout.readline())  # the present: from here on nothing is missed
-        id, told = pull(daemon), []
+        id = pull(daemon)
+        told: list[dict[str, Any]] = []
         while not told or told[-1]["state"] == "running":
             event = json.loads(events.stdout.readline())
             told += [event] if event["event"] == "job" else []
