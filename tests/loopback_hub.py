@@ -59,6 +59,7 @@ class LoopbackHub:
         self.gated: set[str] = set()
         self.token = ""
         self.faults = Faults()
+        self._etags: dict[tuple[bool, int], str] = {}
         self.sent: dict[str, int] = {}
         self.asked: list[tuple[str, str, str, str]] = []
         self.may_end = threading.Event()
@@ -70,6 +71,13 @@ class LoopbackHub:
     def url(self) -> str:
         """For HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.hub.server_port}"
+
+    def etag(self, path: str, content: bytes) -> str:
+        """`etag_of`, reckoned once for each content."""
+        key = (path.endswith(LFS), id(content))
+        if key not in self._etags:
+            self._etags[key] = etag_of(path, content)
+        return self._etags[key]
 
     def put(self, repo: str, files: Mapping[str, bytes], revision: str = "main") -> str:
         """A new commit on a branch; returns it."""
@@ -203,9 +211,9 @@ class _Hub(_Handler):
 
     def _sibling(self, path: str, content: bytes) -> dict[str, Any]:
         size = self.world.sizes.get(path, len(content))
-        entry = {"rfilename": path, "size": size, "blobId": etag_of("pointer.txt", content)}
+        entry = {"rfilename": path, "size": size, "blobId": self.world.etag("pointer.txt", content)}
         if path.endswith(LFS):
-            entry["lfs"] = {"sha256": etag_of(path, content), "size": size, "pointerSize": 130}
+            entry["lfs"] = {"sha256": self.world.etag(path, content), "size": size, "pointerSize": 130}
         return entry
 
     def _file(self, repo: str, revision: str, path: str, token: str) -> None:
@@ -216,7 +224,7 @@ class _Hub(_Handler):
         content = self.world.repos[repo][commit].get(path)
         if content is None:
             return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        etag = etag_of(path, content)
+        etag = self.world.etag(path, content)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"'}
         headers["X-Linked-Size"] = str(len(content))
         if path.endswith(LFS):
@@ -232,7 +240,7 @@ class _Store(_Handler):
     def serve(self, path: str) -> None:
         owner, name, commit, file = path.removeprefix("/").split("/", 3)
         content, faults = self.world.repos[f"{owner}/{name}"][commit][file], self.world.faults
-        etag = etag_of(file, content)
+        etag = self.world.etag(file, content)
         if faults.short:
             content = content[: len(content) // 2]
         ranged = None if faults.ignore_range else re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))

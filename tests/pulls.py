@@ -65,23 +65,31 @@ class Pulls:
         self._folder = folder
         self._hub = hub
 
-    def begin(
-        self, verb: Verb = Verb.PULL, repo: str = REPO, revision: str = "", parent: int = 0, **environ: str
-    ) -> "subprocess.Popen[str]":
-        """Starts the program."""
+    def begin(self, verb: Verb = Verb.PULL, parent: int = 0, **how: str) -> "subprocess.Popen[str]":
+        """Starts the program.
+
+        Args:
+            parent: with whom it is to die; 0 for this process.
+            how: `repo` and `revision`; all else are variables of its environment.
+        """
+        repo, revision = how.pop("repo", REPO), how.pop("revision", "")
         order = Order(verb, repo, revision, (), str(self.shelf.hub), str(self._folder / "state"), parent or os.getpid())
         argv = [sys.executable, "-m", "vllmd.engine.pulling", encode(order)]
-        return subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.env(environ)
-        )
+        pipe, env = subprocess.PIPE, self.env(how)
+        return subprocess.Popen(argv, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env)
 
     def run(self, verb: Verb = Verb.PULL, **how: str) -> Said:
         """The program, from its start to its end."""
-        return outcome(self.begin(verb, **how))
+        return outcome(self.begin(verb, 0, **how))
 
     def env(self, environ: Mapping[str, str]) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        quick = {"HF_HUB_DOWNLOAD_TIMEOUT": "20", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self._folder / "home")}
+        quick = {
+            "HF_HUB_DOWNLOAD_TIMEOUT": "20",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(self._folder / "home"),
+        }
         return {**kept, **quick, "HF_ENDPOINT": self._hub.url, **environ}
 
     def found(self, revision: str = "") -> dict[str, bytes]:

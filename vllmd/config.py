@@ -162,7 +162,7 @@ class Model:
     model: str = option("", "what vLLM loads: a Hugging Face name or a directory", applies=Applies.ENGINE)
     default: bool = option(False, "serve requests that name no model; needed when there are several")
     files: tuple[str, ...] = option(
-        (), "patterns of the hub's files to pull, as in *.safetensors; empty: what vLLM needs", applies=Applies.ENGINE
+        (), "patterns of the hub's files to pull, as in *.safetensors; empty: what vLLM needs"
     )
     args: Mapping[str, Any] = option(
         {}, "flags of `vllm serve`, passed through: max-model-len = 2048", applies=Applies.ENGINE

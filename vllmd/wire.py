@@ -433,6 +433,21 @@ class PullRequest:
     repair: bool = option(False, "verify: fetch anew what is broken")
 
 
+@dataclass(frozen=True)
+class InstallRequest:
+    """Which vLLM is to be installed."""
+
+    version: str | None = option(None, "of vLLM; the one that vllmd was made with where it is left out")
+    variant: str | None = option(None, "cuda, cpu or rocm; what suits the machine where it is left out")
+
+
+@dataclass(frozen=True)
+class UseRequest:
+    """Who is to run in an environment."""
+
+    model: str | None = option(None, "the name of a configured model; all of them where it is left out")
+
+
 ENVELOPE = ("input", "output_only", "wait_for_completion", "workflow_id")
 
 

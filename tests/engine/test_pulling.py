@@ -110,7 +110,7 @@ def test_failures_are_told_apart(
     hub.put("acme/huge", {"model.safetensors": WEIGHTS, "huge.safetensors": MORE})
     hub.sizes["huge.safetensors"] = 10**17
     hub.faults.status = {"acme/limited": (429, {"Retry-After": "7"}, 99), "acme/down": (503, {}, 99)}
-    said = pulls.run(**how)
+    said = pulls.run(Verb.PULL, **how)
     assert said.status == 1
     assert said.error[0] == code, said.output
     assert words in said.error[1]

@@ -214,16 +214,16 @@ def _phase(daemon: Daemon, job: Any) -> str:
     ("body", "said"),
     [
         ({"variant": "tpu"}, "variant: 'tpu' is none"),
-        ({"version": "1,2"}, "does not name one version"),
+        ({"version": "1,2"}, "version: '1,2' is none"),
         ({"versoin": "1"}, "versoin: unknown key"),
         ({"version": 1}, "version: expected a string"),
-        ([], "the body is not a JSON object"),
+        ([], "expected a table, found []"),
         ({"variant": "rocm"}, "not on PyPI"),
     ],
 )
 def test_what_cannot_be_installed_is_refused_at_once(several: Daemon, body: object, said: str) -> None:
     status, answer = several.fetch(ENVIRONMENTS, "POST", body)
-    assert status in (400, 500)
+    assert status == 400
     assert said in answer["error"]["message"]
     assert answer["error"]["hint"]
 

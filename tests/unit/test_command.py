@@ -111,3 +111,18 @@ def test_nobody_is_called_home_about_unless_the_administrator_says_so() -> None:
 def test_the_models_own_variables_have_the_last_word() -> None:
     own = {"PATH": "/p", "TMPDIR": "/t", "HF_HOME": "/h", "VLLM_CACHE_ROOT": "/v", "NEW": "n", "PYTHONPATH": "/x"}
     assert surroundings({"PATH": "/usr/bin", "NEW": "old"}, Model("m", env=own)).items() >= own.items()
+
+
+def test_a_model_that_was_pulled_is_served_from_where_it_lies_and_nobody_is_asked() -> None:
+    snapshot, binaries = Path("/hub/snapshots/1a"), Path("/env/bin")
+    argv = serve("m", Model("acme/m"), python=Path("/p"), vllm=Path("/v"), socket=Path("/s"), snapshot=snapshot)
+    assert argv[:4] == ("/p", "/v", "serve", "/hub/snapshots/1a")
+
+    def offline(**how: Any) -> str | None:
+        places = {"directory": Path("/d"), "cache": Path("/c"), "binaries": binaries}
+        return environ({}, Model("acme/m", **how), **places, snapshot=snapshot).get("HF_HUB_OFFLINE")
+
+    assert offline() == "1"
+    assert offline(env={"HF_HUB_OFFLINE": "0"}) == "0", "the administrator has the last word"
+    assert offline(args={"tokenizer": "acme/other"}) is None, "that one has to be asked for"
+    assert offline(args={"trust_remote_code": False}) == "1"

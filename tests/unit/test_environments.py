@@ -12,7 +12,7 @@ from vllmd.engine.flags import listed, require_known, unknown
 from vllmd.engine.installing import Tally
 from vllmd.engine.settling import Settling
 from vllmd.engine.variants import Facts, Suited, Variant, look, requirement, suited, wanted
-from vllmd.errors import InstallError, RequestError, UnknownFlags
+from vllmd.errors import RequestError, UnknownFlags
 
 # ── what suits the machine ──
 
@@ -63,11 +63,14 @@ def test_what_is_asked_for_goes_before_what_suits() -> None:
 
 def test_rocm_without_an_index_is_refused_with_what_it_takes() -> None:
     for variant, machine in (("rocm", CPU), ("", AMD)):
-        with pytest.raises(InstallError, match="not on PyPI") as caught:
+        with pytest.raises(RequestError, match="not on PyPI") as caught:
             wanted(variant, "", machine, "")
         assert "environment.index" in caught.value.hint
     with pytest.raises(RequestError, match="'tpu' is none"):
         wanted("tpu", "", CPU, "")
+    for version in ("1,2", ">1", "1 --index-url=x", "-1", "1;x", "latest"):
+        with pytest.raises(RequestError, match=r"version: .* is none"):
+            wanted("cpu", version, CPU, "")
 
 
 # ── choices ──

@@ -2,12 +2,13 @@
 
 import os
 import platform
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vllmd.errors import InstallError, RequestError
+from vllmd.errors import RequestError
 
 
 class Variant(StrEnum):
@@ -91,14 +92,15 @@ def wanted(variant: str, version: str, machine: Suited, index: str) -> tuple[str
         index: the configured index of wheels.
 
     Raises:
-        RequestError: the variant is none.
-        InstallError: it is nowhere to be had.
+        RequestError: the variant or the version is none, or nothing that is known of has it.
     """
     if variant and variant not in list(Variant):
         raise RequestError(f"variant: {variant!r} is none", f"known are {', '.join(Variant)}", param="variant")
     chosen = Variant(variant) if variant else machine.variant
     if chosen is Variant.ROCM and not index:
-        raise InstallError(NO_ROCM, NO_ROCM_HINT)
+        raise RequestError(NO_ROCM, NO_ROCM_HINT, param="variant")
+    if version and not re.fullmatch(r"[0-9][0-9A-Za-z.+!-]*", version):
+        raise RequestError(f"version: {version!r} is none", "write it as 0.33.0", param="version")
     return requirement(chosen, version), "as was asked for" if variant else machine.reason
 
 

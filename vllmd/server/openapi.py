@@ -44,8 +44,8 @@ _CHANGES = _object(changes={"type": "array", "items": _ref("Change")})
 BODIES: Mapping[str, Schema] = {
     routes.PROMPT: _ref("PromptRequest"),
     routes.WORKFLOW_RUNS: RUNS_BODY,
-    routes.ENVIRONMENTS: {"type": "object", "properties": {"version": _TEXT, "variant": _TEXT}},
-    f"{routes.ENVIRONMENTS}/{{id}}/use": {"type": "object", "properties": {"model": _TEXT}},
+    routes.ENVIRONMENTS: _ref("InstallRequest"),
+    f"{routes.ENVIRONMENTS}/{{id}}/use": _ref("UseRequest"),
     routes.PULL: _ref("PullRequest"),
     routes.VERIFY: _ref("PullRequest"),
     **dict.fromkeys(INFERENCE, _ENGINE_S),
@@ -110,6 +110,9 @@ SCHEMAS: Mapping[str, Schema] = {
     "JobStatus": schema_of(wire.JobStatus, is_strict=False),
     "LocalModel": schema_of(wire.LocalModel, is_strict=False),
     "PullRequest": schema_of(wire.PullRequest, is_strict=True) | {"required": ["model"]},
+    "EnvironmentStatus": schema_of(wire.EnvironmentStatus, is_strict=False),
+    "InstallRequest": schema_of(wire.InstallRequest, is_strict=True),
+    "UseRequest": schema_of(wire.UseRequest, is_strict=True),
     "Change": schema_of(wire.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},
     "Answer": _object(

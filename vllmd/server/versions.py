@@ -1,15 +1,14 @@
 """The environments that engines run in: listed, installed, chosen and removed over HTTP."""
 
 import logging
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from vllmd import wire
 from vllmd.config import Current
-from vllmd.engine.distributions import pinned
 from vllmd.engine.environments import Environments, Installed
 from vllmd.engine.installing import Tally
 from vllmd.engine.jobs import Job, Jobs, Kind
@@ -21,7 +20,10 @@ from vllmd.errors import InUse, RequestError
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response, read_body, read_json
 from vllmd.server.upgrade import Upgrade
-from vllmd.wire import EnvironmentStatus
+from vllmd.settings import Problem, read
+from vllmd.wire import EnvironmentStatus, InstallRequest, UseRequest
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +72,9 @@ class Versions:
 
     async def install(self, request: web.Request) -> web.Response:
         """`POST /api/environments`: 202 and the job that installs one; the same one for who asks for the same."""
-        require_administrator(identify(request), self._current.config.access.admin_group)
-        asked = await self._body(request, "version", "variant")
+        asked = await self._asked(request, InstallRequest)
         configured, machine = self._current.config.environment, self._settling.machine
-        requirement, reason = wanted(asked.get("variant", ""), asked.get("version", ""), machine, configured.index)
-        pinned(requirement)  # refuses what is no version before anything is begun
+        requirement, reason = wanted(asked.variant or "", asked.version or "", machine, configured.index)
 
         async def work(job: Job[Installed]) -> Installed:
             return await self._environments.install(requirement, configured.python, configured.index, _telling(job))
@@ -84,9 +84,8 @@ class Versions:
 
     async def use(self, request: web.Request) -> web.Response:
         """`POST /api/environments/{id}/use`: 202 and the job that moves models, and back if they bring no token."""
-        require_administrator(identify(request), self._current.config.access.admin_group)
-        asked = await self._body(request, "model")
-        model = choose_model(asked["model"], self._supervisors, "") if asked.get("model") else None
+        asked = await self._asked(request, UseRequest)
+        model = choose_model(asked.model, self._supervisors, "") if asked.model else None
         installed = self._environments.find(request.match_info["id"])
         choice = await self._upgrade.choice(installed, model)
 
@@ -109,18 +108,18 @@ class Versions:
         await self._environments.remove(installed, log.info)
         return json_response({"id": installed.id, "removed": True})
 
-    async def _body(self, request: web.Request, *names: str) -> Mapping[str, str]:
-        """The object that a request brings, of strings; none is an empty one. Raises RequestError."""
+    async def _asked(self, request: web.Request, cls: type[T]) -> T:
+        """What an administrator asks for; an empty body asks for nothing special. Raises Denied, RequestError."""
+        require_administrator(identify(request), self._current.config.access.admin_group)
         body = await read_body(request, self._current.config.limits)
         table = read_json(body) if body else {}
-        if not isinstance(table, dict):
-            raise RequestError("the body is not a JSON object", f"it may have: {', '.join(names)}")
-        for name, value in table.items():
-            if name not in names:
-                raise RequestError(f"{name}: unknown key", f"known are {', '.join(names)}", param=name)
-            if value is not None and not isinstance(value, str):
-                raise RequestError(f"{name}: expected a string, found {value!r}", "put it in quotes", param=name)
-        return {name: value for name, value in table.items() if value}
+        told = {key: value for key, value in table.items() if value is not None} if isinstance(table, dict) else table
+        problems: list[Problem] = []
+        asked = read(cls, told, "", problems)
+        for problem in problems:
+            known = ", ".join(each.name for each in fields(cls))  # type: ignore[arg-type]
+            raise RequestError(str(problem), f"the fields are {known}", param=problem.place or None)
+        return asked
 
     async def _users(self) -> dict[Path, tuple[str, ...]]:
         """Of each environment the models that run in it, or would when they are loaded."""
