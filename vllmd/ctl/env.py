@@ -9,11 +9,12 @@ import click
 
 from vllmd.ctl.client import Client
 from vllmd.ctl.commands import Verb
+from vllmd.ctl.failure import LOOK
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.jobs import read, see_through
 from vllmd.ctl.load import say
 from vllmd.ctl.table import table
-from vllmd.errors import ExitStatus
+from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.routes import ENVIRONMENTS
 from vllmd.wire import EnvironmentStatus, JobStatus, environment_status, size
 
@@ -52,25 +53,36 @@ def env(
     """
     if (name is None) is not (action in NAMELESS):
         raise click.UsageError(f"`{action}` takes {'no ' if name else 'an '}ID", click.get_current_context())
-    client = invocation.client()
     if action == "list":
-        _list(invocation, client, as_json)
-    elif action == "remove":
-        gone = _ask(client, "DELETE", f"{ENVIRONMENTS}/{quote(name or '', safe='')}", None)
-        say(invocation, f"{gone['id']}: removed")
+        _list(invocation, as_json)
+    elif action == "install":
+        _install(invocation, version, variant, no_block)
     elif action == "use":
-        body = {"model": model} if model else None
-        job = read(_ask(client, "POST", f"{ENVIRONMENTS}/{quote(name or '', safe='')}/use", body)["job"])
-        _see_to(invocation, job, f"{name}: used from now on", no_block)
+        _use(invocation, name or "", model, no_block)
     else:
-        answer = _ask(client, "POST", ENVIRONMENTS, {"version": version, "variant": variant})
-        invocation.terminal.note(f"{answer['requirement']}: {answer['reason']}")
-        _see_to(invocation, read(answer["job"]), f"{answer['requirement']}: installed", no_block)
+        gone = _ask(invocation.client(), "DELETE", _path(name or ""), None, "id")
+        say(invocation, f"{gone['id']}: removed")
     return ExitStatus.OK
 
 
-def _list(invocation: Invocation, client: Client, as_json: bool) -> None:
-    answer = client.ask("GET", ENVIRONMENTS)
+def _install(invocation: Invocation, version: str | None, variant: str | None, no_block: bool) -> None:
+    body = {"version": version, "variant": variant}
+    answer = _ask(invocation.client(), "POST", ENVIRONMENTS, body, "job", "requirement", "reason")
+    invocation.terminal.note(f"{answer['requirement']}: {answer['reason']}")
+    _see_to(invocation, read(answer["job"]), f"{answer['requirement']}: installed", no_block)
+
+
+def _use(invocation: Invocation, name: str, model: str | None, no_block: bool) -> None:
+    answer = _ask(invocation.client(), "POST", f"{_path(name)}/use", {"model": model}, "job")
+    _see_to(invocation, read(answer["job"]), f"{name}: used from now on", no_block)
+
+
+def _path(name: str) -> str:
+    return f"{ENVIRONMENTS}/{quote(name, safe='')}"
+
+
+def _list(invocation: Invocation, as_json: bool) -> None:
+    answer = _ask(invocation.client(), "GET", ENVIRONMENTS, None, "environments", "machine", "free")
     if as_json:
         invocation.terminal.line(json.dumps(answer))
         return
@@ -101,7 +113,17 @@ def _see_to(invocation: Invocation, job: JobStatus, done: str, no_block: bool) -
     say(invocation, done)
 
 
-def _ask(client: Client, method: str, path: str, body: object) -> Any:
-    """Sends a request that may take a while: an interpreter is looked for, files are removed."""
+def _ask(client: Client, method: str, path: str, body: object, *keys: str) -> Any:
+    """Sends a request that may take a while: an interpreter is looked for, files are removed.
+
+    Args:
+        keys: what the answer must have.
+
+    Raises:
+        DaemonUnreachable: it has not.
+    """
     with client.request(method, path, body) as exchange:
-        return exchange.json()
+        answer = exchange.json()
+    if not isinstance(answer, dict) or not answer.keys() >= set(keys):
+        raise DaemonUnreachable(f"the answer of {path} cannot be read", LOOK)
+    return answer

@@ -81,7 +81,7 @@ _NETWORK = "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT, or give 
 _MODEL = "correct `model`: a directory with a config.json that vllmd's user may read, or `organisation/name` on the hub"
 _DOWNLOAD = "the download is not complete, or `model` names the wrong directory"
 _FITTING = "its config.json and its weights do not belong together, or the files are not complete: download them again"
-_NEWER = "install a newer vLLM (`environment.requirement`), or choose another model"
+_NEWER = "install a newer vLLM (`vllmctl env install`), or choose another model"
 _FREE_SPACE = "free some, or move the cache (`paths.cache`); if it was /dev/shm, enlarge that"
 _MORE_MEMORY = "allow the service more (MemoryMax=, LimitAS=), ask for a smaller KV cache, or serve a smaller model"
 _KERNEL_KILLED = "look for `Out of memory` in `journalctl -k`; allow the service more memory, or serve a smaller model"

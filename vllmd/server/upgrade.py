@@ -10,7 +10,6 @@ The engines are not tried side by side: two of one model would need its memory t
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -86,13 +85,12 @@ class Upgrade:
         """Moves what the choice means, and keeps it.
 
         Raises:
-            TrialFailed: a model brought no token there; nothing has changed.
+            TrialFailed: a model brought no token there, or the choice cannot be kept; nothing has changed.
         """
         job.report("waiting for another upgrade to end" if self.is_under_way else "begins")
         async with self._moving:
             chosen = self._settling.choices.kept.but(model, choice)
-            await self._move(job, installed, choice, await self._movers(chosen, installed))
-            self._keep(chosen)
+            await self._move(job, installed, choice, chosen)
         job.line(f"{installed.id} is what {model or 'every model'} runs in from now on")
 
     async def _movers(self, chosen: Chosen, installed: Installed) -> list[str]:
@@ -109,12 +107,13 @@ class Upgrade:
     async def _root(self, settings: EnvironmentSettings) -> Path | None:
         return await self._environments.root_of(settings) if settings.requirement or settings.path else None
 
-    async def _move(self, job: Job[None], installed: Installed, choice: Choice, names: Iterable[str]) -> None:
+    async def _move(self, job: Job[None], installed: Installed, choice: Choice, chosen: Chosen) -> None:
         moved: list[str] = []
         try:
-            for name in names:
+            for name in await self._movers(chosen, installed):
                 await self._try(job, installed, choice, name)
                 moved.append(name)
+            self._keep(chosen)
         except BaseException:
             for name in moved:
                 await self._put_back(job, name)
@@ -178,7 +177,10 @@ class Upgrade:
 
     def _keep(self, chosen: Chosen) -> None:
         choices = self._settling.choices
-        choices.keep(chosen)
+        try:
+            choices.keep(chosen)
+        except OSError as error:
+            raise TrialFailed(f"the choice cannot be written: {error}", "look at the state directory") from error
         for name in self._current.config.models:
             choices.end_trial(name)
 
