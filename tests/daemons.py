@@ -78,7 +78,9 @@ class Daemon:
         self.port = free_port()
         self.socket = self.folder / "d.sock"
         self.process: subprocess.Popen[bytes] | None = None
-        self._environ = {**os.environ, MARK: str(self.folder), **(environ or {})}
+        # No test asks a model hub, unless it brings one; and none looks into the models of whoever runs it.
+        alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf")}
+        self._environ = {**os.environ, **alone, MARK: str(self.folder), **(environ or {})}
         self._make_environment()
         self.control(**(knobs or {}))
         self.configure(args or {}, sections)

@@ -81,12 +81,15 @@ class EnvironmentSettings:
     """Which vLLM, and where it is installed."""
 
     requirement: str = option(
-        "vllm==0.33.0", "the pinned requirement of the engine's own virtual environment", applies=Applies.ENGINE
+        "",
+        "what is installed, such as vllm==0.33.0; empty: what suits the machine (see vllmctl env list)",
+        applies=Applies.ENGINE,
     )
     python: str = option("", "interpreter to build it with; empty: the one that runs vllmd", applies=Applies.ENGINE)
     path: str = option(
         "", "use the vLLM in this virtual environment as it is, and install nothing", applies=Applies.ENGINE
     )
+    index: str = option("", "an index of wheels beside pip's own; vLLM for AMD GPUs needs one")
 
 
 @dataclass(frozen=True)
@@ -181,11 +184,17 @@ class Model:
 
     model: str = option("", "what vLLM loads: a Hugging Face name or a directory", applies=Applies.ENGINE)
     default: bool = option(False, "serve requests that name no model; needed when there are several")
+    files: tuple[str, ...] = option(
+        (), "patterns of the hub's files to pull, as in *.safetensors; empty: what vLLM needs"
+    )
     args: Mapping[str, Any] = option(
         {}, "flags of `vllm serve`, passed through: max-model-len = 2048", applies=Applies.ENGINE
     )
     env: Mapping[str, Any] = option({}, "environment variables of this engine", applies=Applies.ENGINE, secret=True)
     fit: str = option("refuse", "what becomes of a start for which there cannot be memory: refuse, warn, off")
+    environment: str = option(
+        "", "its own vLLM, such as vllm==0.33.0, whatever the others run in", applies=Applies.ENGINE
+    )
 
     def flag(self, name: str) -> object:
         """What `args` says of a flag, in whichever way it is written; None if nothing."""

@@ -15,14 +15,21 @@ from typing import Any, TypeVar
 
 from vllmd import __version__
 from vllmd.config import Config, Current, load, locate
+from vllmd.engine import command
+from vllmd.engine.choices import Choices
 from vllmd.engine.environment import ensure
+from vllmd.engine.environments import Environments
 from vllmd.engine.feed import Feed
+from vllmd.engine.jobs import Jobs
 from vllmd.engine.kept import found
+from vllmd.engine.library import Library
 from vllmd.engine.plan import Plan
 from vllmd.engine.runtime import exclusive
+from vllmd.engine.settling import Settling
 from vllmd.engine.succession import hand_over, is_followed, take_over
 from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
+from vllmd.engine.variants import look, suited
 from vllmd.errors import ExitStatus, VllmdError, outcome_of
 from vllmd.journal.lines import Format
 from vllmd.journal.setup import logging_to
@@ -40,6 +47,8 @@ from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.sockets import addresses_of, listening
 from vllmd.server.tallies import Tallies
+from vllmd.server.upgrade import Upgrade
+from vllmd.server.versions import Versions
 
 T = TypeVar("T")
 
@@ -105,9 +114,11 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
     if config.environment.path:
         print(f"nothing to install: environment.path is {config.environment.path}")
         return 0
-    settings = config.environment
-    install = ensure(settings.requirement, Path(config.paths.state) / "environments", settings.python, print)
-    print(_run(install).root)
+    settling = _settling(config)
+    print(settling.machine.reason)
+    settings = settling.of_all(config, settling.choices.now)
+    folder = Path(config.paths.state) / "environments"
+    print(_run(ensure(settings.requirement, folder, settings.python, print, index=settings.index)).root)
     return 0
 
 
@@ -157,14 +168,21 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         listening(config.listen, os.environ, has_keys=keyring is not None) as sockets,
         _signals() as signals,
     ):
-        supervisors = _supervisors(current, feed, notifier)
+        jobs = Jobs(feed)
+        settling, environments = _settling(config), Environments(Path(config.paths.state) / "environments")
+        library = _library(current, settling, jobs)
+        supervisors = _supervisors(current, settling, feed, notifier, library)
         relay = Relay(current, supervisors, feed, calls, accounts, tallies.requests.add, tallies.lag.observe)
-        reload = Reload(read, _plans, current, supervisors, calls, relay, (accounts, census), notifier)
+        reload = Reload(read, settling.plans, current, supervisors, calls, relay, (accounts, census), notifier)
+        upgrade = Upgrade(current, settling, environments, supervisors, calls)
+        versions = Versions(current, settling, environments, supervisors, upgrade, jobs)
         addresses = addresses_of(sockets)
-        app = build(current, supervisors, feed, calls, relay, reload, accounts, keyring, addresses, tallies)
+        app = build(
+            current, supervisors, feed, jobs, versions, library, calls, relay, reload, accounts, keyring, addresses, tallies
+        )
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
-        async with _running(supervisors, current, feed, notifier), serving(app, sockets, census) as doors:
+        async with _running(supervisors, environments, current, feed, notifier), serving(app, sockets, census) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses))
             await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
@@ -174,6 +192,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             staying = _answering(supervisors) if followed else []
             await drain(calls, doors, current.config.relay.drain_s, signals, staying)
             reload.close()
+            await jobs.close()
             # Who signals once more need not wait for the engines either: leaving the block kills them.
             await unless_hurried(hand_over(supervisors.values(), followed), signals=signals)
     log.info("stopped")
@@ -196,21 +215,24 @@ async def _obey(signals: "asyncio.Queue[signal.Signals]", reload: Reload) -> Non
             reload.now()
 
 
-def _plans(config: Config) -> list[Plan]:
-    plans = [Plan(name, model, config.environment, config.paths, os.environ) for name, model in config.models.items()]
-    for plan in plans:
-        plan.check()
-    return plans
+def _settling(config: Config) -> Settling:
+    return Settling(Choices(Path(config.paths.state) / "environments.json"), suited(look()), os.environ)
 
 
-def _supervisors(current: Current, feed: Feed, notifier: Notifier) -> Supervisors:
+def _library(current: Current, settling: Settling, jobs: Jobs) -> Library:
+    paths = current.config.paths
+    around = command.surroundings(os.environ, Path(paths.cache))
+    return Library(jobs, Path(paths.state), around, lambda: settling.plans(current.config))
+
+
+def _supervisors(current: Current, settling: Settling, feed: Feed, notifier: Notifier, library: Library) -> Supervisors:
     def extend() -> None:
         notifier.extend(current.config.supervision.startup_stall_s)
 
     def make(plan: Plan) -> Supervisor:
-        return Supervisor(plan, current.config.supervision, feed, extend, notifier)
+        return Supervisor(plan, current.config.supervision, feed, extend, notifier, library.provide)
 
-    return Supervisors(make, _plans(current.config))
+    return Supervisors(make, settling.plans(current.config))
 
 
 @contextmanager
@@ -227,10 +249,12 @@ def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
 
 
 @asynccontextmanager
-async def _running(supervisors: Supervisors, current: Current, feed: Feed, notifier: Notifier) -> AsyncIterator[None]:
-    """Supervisors and the conversation with systemd, for as long as the block lasts."""
+async def _running(
+    supervisors: Supervisors, environments: Environments, current: Current, feed: Feed, notifier: Notifier
+) -> AsyncIterator[None]:
+    """Supervisors, the broom, and the conversation with systemd, for as long as the block lasts."""
     async with supervisors.running() as group:
-        works = [_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier)]
+        works = [_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier), _sweep(environments)]
         tasks = [group.create_task(work) for work in works]
         try:
             yield
@@ -255,6 +279,14 @@ async def _tell_systemd(notifier: Notifier, supervisors: Supervisors, current: C
             is_settled = status.state == "ready" and not notifier.is_behind
             async with asyncio.timeout(None if is_settled else STATUS_INTERVAL_S):
                 await feed.after(feed.last)
+
+
+async def _sweep(environments: Environments) -> None:
+    """Clears away what a vllmd has left that was killed over an installation."""
+    try:
+        await environments.sweep(log.info)
+    except OSError as error:
+        log.warning("what is left of an installation cannot be cleared away: %s", error)
 
 
 async def _feed_watchdog(notifier: Notifier) -> None:

@@ -7,6 +7,10 @@ VllmdError
 │   ├── ModelNotFound
 │   ├── RequestNotFound
 │   ├── IncidentNotFound
+│   ├── JobNotFound
+│   ├── EnvironmentNotFound
+│   ├── UnknownFlags
+│   ├── InUse
 │   ├── RouteNotFound
 │   ├── MethodNotAllowed
 │   ├── BodyTooLarge
@@ -27,7 +31,17 @@ VllmdError
 │       ├── NotListening     nobody took the connection
 │       └── CertainFailure   a second check would find the same
 ├── InstallError             the engine's environment could not be built
+├── TrialFailed              a model did not come to a token in another environment
+├── PullError                a model could not be fetched
+│   ├── Gated                the hub gives it only to those who accepted its terms
+│   ├── TokenRefused         the hub does not accept the token
+│   ├── NotOnHub             the hub has no such model, or no such revision of it
+│   ├── HubUnreachable       the hub gives no answer, or none that helps
+│   ├── RateLimited          the hub wants to be asked less often
+│   ├── NoSpace              there is no room for it
+│   └── Damaged              what came, or lies on disk, is not what the hub has
 ├── Cancelled                somebody ended the request on purpose
+│   └── JobCancelled         the same of a job
 └── DaemonUnreachable        vllmctl found nobody at the address
 
 A message says what happened; a hint says what to do about it. Both are shown to people, so neither ever holds a
@@ -104,6 +118,22 @@ class RequestNotFound(RequestError):
 
 class IncidentNotFound(RequestError):
     """No incident of this name is kept."""
+
+
+class JobNotFound(RequestError):
+    """No job has this id, or none any more."""
+
+
+class EnvironmentNotFound(RequestError):
+    """No environment is called so, or several are."""
+
+
+class UnknownFlags(RequestError):
+    """A model's `args` hold flags that the vLLM of its environment does not know."""
+
+
+class InUse(RequestError):
+    """What is to be removed, or changed, is needed by somebody as it is."""
 
 
 class RouteNotFound(RequestError):
@@ -202,8 +232,48 @@ class InstallError(VllmdError):
     """The engine's environment could not be built."""
 
 
+class TrialFailed(VllmdError):
+    """A model did not come to a token in another environment, and is back in its own."""
+
+
+class PullError(VllmdError):
+    """A model could not be fetched."""
+
+
+class Gated(PullError):
+    """The hub gives the model only to those who accepted its terms."""
+
+
+class TokenRefused(PullError):
+    """The hub does not accept the token that it is shown."""
+
+
+class NotOnHub(PullError):
+    """The hub has no such model or revision, or none that it would show."""
+
+
+class HubUnreachable(PullError):
+    """The hub gives no answer, or none that helps."""
+
+
+class RateLimited(PullError):
+    """The hub wants to be asked less often."""
+
+
+class NoSpace(PullError):
+    """There is no room for the model."""
+
+
+class Damaged(PullError):
+    """What came, or what lies on disk, is not what the hub has."""
+
+
 class Cancelled(VllmdError):
     """Somebody ended the request on purpose, though its client still waited for it."""
+
+
+class JobCancelled(Cancelled):
+    """Somebody called a job off."""
 
 
 class DaemonUnreachable(VllmdError):
@@ -227,6 +297,10 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     ModelNotFound: Outcome(404, "invalid_request_error", "model_not_found", ExitStatus.ERROR),
     RequestNotFound: Outcome(404, "invalid_request_error", "request_not_found", ExitStatus.ERROR),
     IncidentNotFound: Outcome(404, "invalid_request_error", "incident_not_found", ExitStatus.ERROR),
+    JobNotFound: Outcome(404, "invalid_request_error", "job_not_found", ExitStatus.ERROR),
+    EnvironmentNotFound: Outcome(404, "invalid_request_error", "environment_not_found", ExitStatus.ERROR),
+    UnknownFlags: Outcome(409, "invalid_request_error", "unknown_flags", ExitStatus.ERROR),
+    InUse: Outcome(409, "invalid_request_error", "in_use", ExitStatus.ERROR),
     RouteNotFound: Outcome(404, "invalid_request_error", "route_not_found", ExitStatus.ERROR),
     MethodNotAllowed: Outcome(405, "invalid_request_error", "method_not_allowed", ExitStatus.ERROR),
     BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large", ExitStatus.ERROR),
@@ -240,11 +314,21 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     EngineFailed: Outcome(503, "server_error", "engine_failed", ExitStatus.ERROR),
     EngineError: Outcome(502, "server_error", "engine_error", ExitStatus.ERROR),
     InstallError: Outcome(500, "server_error", "install_failed", ExitStatus.ERROR),
+    TrialFailed: Outcome(500, "server_error", "trial_failed", ExitStatus.ERROR),
+    PullError: Outcome(502, "server_error", "pull_failed", ExitStatus.ERROR),
+    Gated: Outcome(403, "permission_error", "model_gated", ExitStatus.ERROR),
+    TokenRefused: Outcome(403, "permission_error", "hub_token_refused", ExitStatus.ERROR),
+    NotOnHub: Outcome(404, "invalid_request_error", "not_on_hub", ExitStatus.ERROR),
+    HubUnreachable: Outcome(503, "server_error", "hub_unreachable", ExitStatus.ERROR),
+    RateLimited: Outcome(503, "server_error", "hub_rate_limited", ExitStatus.ERROR),
+    NoSpace: Outcome(507, "server_error", "no_space", ExitStatus.ERROR),
+    Damaged: Outcome(502, "server_error", "model_damaged", ExitStatus.ERROR),
     # nginx's 499; a client's library asks again after 409 and 5xx, which is the last that is wanted here.
     Cancelled: Outcome(499, "request_cancelled", "cancelled", ExitStatus.ERROR),
     DaemonUnreachable: Outcome(503, "server_error", "unreachable", ExitStatus.NOT_RUNNING),
 }
 
+_KIND_BY_CODE = {outcome.code: kind for kind, outcome in OUTCOMES.items()}
 _EXIT_BY_CODE = {outcome.code: outcome.exit_status for outcome in OUTCOMES.values()}
 _EXIT_BY_STATUS = {401: ExitStatus.DENIED, 403: ExitStatus.DENIED}
 
@@ -252,6 +336,11 @@ _EXIT_BY_STATUS = {401: ExitStatus.DENIED, 403: ExitStatus.DENIED}
 def outcome_of(error: VllmdError) -> Outcome:
     """What `error` means outside: its own row of `OUTCOMES`, else that of its nearest ancestor."""
     return next(OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES)
+
+
+def kind_of(code: str) -> type[VllmdError]:
+    """The error that is told by `code`; VllmdError for one that is nobody's."""
+    return _KIND_BY_CODE.get(code, VllmdError)
 
 
 def exit_status_of(code: object, http_status: int) -> ExitStatus:

@@ -4,10 +4,14 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllmd.errors import EngineError, EngineSaid, RequestError, VllmdError, outcome_of
 from vllmd.settings import Problem, option, read
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -124,6 +128,138 @@ class Continued:
     model: str
     request: str
     generation: int
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on the daemon's disk, at one commit.
+
+    Args:
+        repo: its name on the hub.
+        revisions: by which it was asked for, but for the hub's default.
+        commit: what it is.
+        size: what of it is there, in bytes; commits share files, so that not all of it may be its own.
+        total: what it should be; None where vllmd did not pull it.
+        complete: whether all of it is there; None where vllmd did not pull it.
+        used_by: the configured models that are made of it.
+        pulled_at: when the hub was asked, Unix seconds; None where vllmd did not pull it.
+        path: its directory.
+    """
+
+    repo: str
+    revisions: tuple[str, ...] = ()
+    commit: str = ""
+    size: int = 0
+    total: int | None = None
+    complete: bool | None = None
+    used_by: tuple[str, ...] = ()
+    pulled_at: float | None = None
+    path: str = ""
+
+
+class JobState(StrEnum):
+    """Where a job is."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Long work of the daemon's own as it is now: a model that is pulled, an environment that is installed.
+
+    Args:
+        id: as in its path.
+        kind: what is done: `pull`, `verify`, `install`.
+        subject: what it is done to.
+        state: a value of `JobState`.
+        phase: what is being done, in a few words.
+        done, total: bytes; None where nobody counts them.
+        bytes_per_s: how fast it goes of late; None while nobody can know.
+        eta_s: seconds until the phase is over; None while nobody can know.
+        started_at, ended_at: Unix seconds; the second is None while it runs.
+        code, reason, hint: why it failed; empty if it did not.
+    """
+
+    id: str
+    kind: str = ""
+    subject: str = ""
+    state: str = "running"
+    phase: str = ""
+    done: int | None = None
+    total: int | None = None
+    bytes_per_s: float | None = None
+    eta_s: float | None = None
+    started_at: float = 0.0
+    ended_at: float | None = None
+    code: str = ""
+    reason: str = ""
+    hint: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state != JobState.RUNNING
+
+    @property
+    def percent(self) -> int | None:
+        """How much of the phase is done, 0 to 100; None where nobody knows the whole."""
+        if self.done is None or self.total is None:
+            return None
+        return min(100, 100 * self.done // self.total) if self.total else 100
+
+    def sentence(self) -> str:
+        """The job in a few words: `downloading 43 %, 6.5 of 15.2 GB, 118 MB/s, about 75 s left`."""
+        if self.is_over:
+            return f"{self.state}: {self.reason}" if self.reason and self.state == JobState.FAILED else self.state
+        words = [" ".join(filter(None, [self.phase or "begins", _percent(self.percent)]))]
+        if self.done is not None and self.total is not None:
+            words.append(f"{size(self.done)} of {size(self.total)}")
+        if self.bytes_per_s is not None:
+            words.append(f"{size(round(self.bytes_per_s))}/s")
+        if self.eta_s is not None:
+            words.append(f"{_about(self.eta_s)} left")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class EnvironmentStatus:
+    """A version of vLLM that is installed, in an environment of its own.
+
+    Args:
+        id: the name of its directory.
+        requirement: what was installed.
+        version: what it calls itself.
+        current: whether models run in it that have nothing of their own.
+        models: those that run in it, or would if they were loaded.
+        bytes: what it takes of the disk; None where nobody has counted.
+        installed_at: Unix seconds; None where nobody knows.
+    """
+
+    id: str
+    requirement: str = ""
+    version: str = ""
+    current: bool = False
+    models: tuple[str, ...] = ()
+    bytes: int | None = None
+    installed_at: float | None = None
+
+
+def _percent(percent: int | None) -> str:
+    return "" if percent is None else f"{percent} %"
+
+
+def size(count: int) -> str:
+    """A count of bytes as people write it, in powers of ten as disks and downloads are sold: `15.2 GB`."""
+    amount, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    for larger in units:
+        if amount < 999.5:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 99.95 else f"{amount:.1f} {unit}"
 
 
 @dataclass(frozen=True)
@@ -292,8 +428,8 @@ def dumps(value: object) -> str:
     return text
 
 
-def to_json(value: Status | ModelStatus | Continued | RequestStatus | LogLine | Change | Fit) -> dict[str, Any]:
-    """A status as JSON has it."""
+def to_json(value: "DataclassInstance") -> dict[str, Any]:
+    """A dataclass as JSON has it."""
     return asdict(value)
 
 
@@ -305,6 +441,22 @@ def model_status(table: Mapping[str, Any]) -> ModelStatus:
 def request_status(table: Mapping[str, Any]) -> RequestStatus:
     """Reads what is said of one request, also by another version."""
     return _known(RequestStatus, table)
+
+
+def local_model(table: Mapping[str, Any]) -> LocalModel:
+    """Reads what is said of one model on the disk, also by another version."""
+    lists = {key: tuple(table.get(key, ())) for key in ("revisions", "used_by")}
+    return _known(LocalModel, {**table, **lists})
+
+
+def job_status(table: Mapping[str, Any]) -> JobStatus:
+    """Reads what is said of one job, also by another version."""
+    return _known(JobStatus, table)
+
+
+def environment_status(table: Mapping[str, Any]) -> EnvironmentStatus:
+    """Reads what is said of one environment, also by another version."""
+    return _known(EnvironmentStatus, {**table, "models": tuple(table.get("models", ()))})
 
 
 def change(table: Mapping[str, Any]) -> Change:
@@ -345,6 +497,30 @@ class PromptRequest:
         """The chat that the engine is asked to continue."""
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         return [*system, {"role": "user", "content": self.prompt}]
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """Which model is to be fetched, or verified."""
+
+    model: str = option("", "the name of a configured model, or a name on the hub")
+    revision: str | None = option(None, "a branch, tag or commit; the hub's default where it is left out")
+    repair: bool = option(False, "verify: fetch anew what is broken")
+
+
+@dataclass(frozen=True)
+class InstallRequest:
+    """Which vLLM is to be installed."""
+
+    version: str | None = option(None, "of vLLM; the one that vllmd was made with where it is left out")
+    variant: str | None = option(None, "cuda, cpu or rocm; what suits the machine where it is left out")
+
+
+@dataclass(frozen=True)
+class UseRequest:
+    """Who is to run in an environment."""
+
+    model: str | None = option(None, "the name of a configured model; all of them where it is left out")
 
 
 ENVELOPE = ("input", "output_only", "wait_for_completion", "workflow_id")

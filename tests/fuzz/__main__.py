@@ -49,7 +49,7 @@ def _routes(seconds: float, seed: int) -> list[Tally]:
         file = Path(folder) / "keys"
         key, text = keys.new("fuzz", Scope.ADMIN)
         keys.change(file, lambda old: (*old, key))
-        with running(Daemon(access={"keys": str(file)})) as daemon:
+        with running(Daemon(access={"keys": str(file)}, environ={"PIP_NO_INDEX": "1"})) as daemon:
             return routes.fuzz(daemon, {"authorization": f"Bearer {text}"}, Until(seconds), seed)
 
 

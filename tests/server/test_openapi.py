@@ -40,8 +40,8 @@ def test_every_route_is_described_with_what_it_answers(described: Any) -> None:
 
 def test_the_dataclasses_are_the_schemas(described: Any) -> None:
     schemas = described["components"]["schemas"]
-    said = (wire.Status, wire.RequestStatus, wire.LogLine, wire.Change, wire.PromptRequest, Incident, IncidentReport)
-    for cls in said:
+    told = (wire.Status, wire.RequestStatus, wire.LogLine, wire.Change, wire.JobStatus, wire.LocalModel)
+    for cls in (*told, wire.EnvironmentStatus, wire.PromptRequest, Incident, IncidentReport):
         assert set(schemas[cls.__name__]["properties"]) == {each.name for each in fields(cls)}
     temperature = schemas["PromptRequest"]["properties"]["temperature"]
     assert (temperature["minimum"], temperature["maximum"], temperature["type"]) == (0, 2, ["number", "null"])
@@ -63,7 +63,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, 
     file: Path = tmp_path_factory.mktemp("fuzz") / "keys"
     key, text = keys.new("fuzz", Scope.ADMIN)
     keys.change(file, lambda old: (*old, key))
-    with running(Daemon(access={"keys": str(file)})) as daemon:
+    # Nothing is to be installed for real when somebody is asked to.
+    with running(Daemon(access={"keys": str(file)}, environ={"PIP_NO_INDEX": "1"})) as daemon:
         yield daemon, {"authorization": f"Bearer {text}"}
 
 

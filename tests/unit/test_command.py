@@ -119,3 +119,18 @@ def test_vllm_is_not_told_to_print_prompts(tmp_path: Path) -> None:
     variables = environ({}, Model("m"), directory=tmp_path, cache=tmp_path, binaries=tmp_path)
     assert not any("-log-" in word for word in argv if word.startswith("--"))
     assert not any("LOG" in name or "DEBUG" in name for name in variables)
+
+
+def test_a_model_that_was_pulled_is_served_from_where_it_lies_and_nobody_is_asked() -> None:
+    snapshot, binaries = Path("/hub/snapshots/1a"), Path("/env/bin")
+    argv = serve("m", Model("acme/m"), python=Path("/p"), vllm=Path("/v"), socket=Path("/s"), snapshot=snapshot)
+    assert argv[:4] == ("/p", "/v", "serve", "/hub/snapshots/1a")
+
+    def offline(**how: Any) -> str | None:
+        places = {"directory": Path("/d"), "cache": Path("/c"), "binaries": binaries}
+        return environ({}, Model("acme/m", **how), **places, snapshot=snapshot).get("HF_HUB_OFFLINE")
+
+    assert offline() == "1"
+    assert offline(env={"HF_HUB_OFFLINE": "0"}) == "0", "the administrator has the last word"
+    assert offline(args={"tokenizer": "acme/other"}) is None, "that one has to be asked for"
+    assert offline(args={"trust_remote_code": False}) == "1"

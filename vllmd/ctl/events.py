@@ -12,7 +12,7 @@ from vllmd.ctl.invocation import Invocation
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.routes import EVENTS
 from vllmd.sse import Event
-from vllmd.wire import model_status
+from vllmd.wire import job_status, model_status
 
 
 @click.command(cls=Verb)
@@ -22,7 +22,7 @@ def events(invocation: Invocation, as_json: bool) -> ExitStatus:
     """Follow what happens to the models.
 
     Begins with the present state of each, and goes on until Ctrl-C: changes of state and phase, answers that another
-    engine goes on with, and incidents. If the daemon leaves, the exit status is 3.
+    engine goes on with, incidents, and the progress of jobs. If the daemon leaves, the exit status is 3.
     """
     with invocation.client().request("GET", EVENTS, headers={"Accept": "text/event-stream"}) as exchange:
         for event in exchange.events():
@@ -63,6 +63,9 @@ def _sentence(kind: str, table: dict[str, Any]) -> str:
         status = model_status(table)
         process = f" (generation {status.generation}, pid {status.pid})" if status.pid else ""
         return f"{status.name}: {status.summary}{process}"
+    if kind == "job":
+        job = job_status(table)
+        return f"{job.kind} {job.subject}: {job.sentence()}"
     if kind == "continued":
         return f"{table['model']}: generation {table['generation']} goes on with request {table['request']}"
     if kind == "incident":

@@ -16,6 +16,10 @@ EXAMPLES = {
         'while read -r q; do vllmctl chat --no-stdin "$q"; done < questions.txt'
     ],
     "Go on as soon as a model is ready:": ["vllmctl wait --timeout 600 && ./nightly.sh"],
+    "Fetch a model before it is needed, and look at what the disk holds:": [
+        "vllmctl pull Qwen/Qwen2-7B-Instruct",
+        "vllmctl models --local",
+    ],
     "Its state, for scripts:": ["vllmctl status --json | jq -e '.state == \"ready\"'"],
     "A daemon on another machine:": ["VLLMD_HOST=http://gpu1:8000 vllmctl chat hi --stats"],
     "The first line only; vllmctl ends with 141, silently:": [

@@ -75,7 +75,7 @@ CONTEXT = {
 }
 """Words that explain an error and stand in another line than it → a pattern with one group, and the word otherwise."""
 
-_FLAGS = "correct it in the model's `args`; `vllm serve --help=all` lists what this version of vLLM takes"
+FLAGS = "correct it in the model's `args`; `vllm serve --help=all` lists what this version of vLLM takes"
 _SMALLER = "serve a smaller or quantised model, or spread it with `tensor_parallel_size`"
 _WHO_HOLDS = "see who holds the memory (nvidia-smi), or lower `gpu_memory_utilization`"
 _TERMS = "accept the model's terms on its Hugging Face page, and give the engine a token of that account as HF_TOKEN"
@@ -83,7 +83,7 @@ _NETWORK = "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT, or give 
 _MODEL = "correct `model`: a directory with a config.json that vllmd's user may read, or `organisation/name` on the hub"
 _DOWNLOAD = "the download is not complete, or `model` names the wrong directory"
 _FITTING = "its config.json and its weights do not belong together, or the files are not complete: download them again"
-_NEWER = "install a newer vLLM (`environment.requirement`), or choose another model"
+_NEWER = "install a newer vLLM (`vllmctl env install`), or choose another model"
 _FREE_SPACE = "free some, or move the cache (`paths.cache`); if it was /dev/shm, enlarge that"
 _MORE_MEMORY = "allow the service more (MemoryMax=, LimitAS=), ask for a smaller KV cache, or serve a smaller model"
 _KERNEL_KILLED = "look for `Out of memory` in `journalctl -k`; allow the service more memory, or serve a smaller model"
@@ -108,21 +108,21 @@ SIGNS = (
         Cause.BAD_ARGUMENT,
         r"error: unrecognized arguments: (?P<flags>.+)",
         "vLLM does not know the argument {flags}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,
         r"error: argument (?P<flag>\S+): \d+ validation errors? for \w+ +(?P<why>.+?) *\[type=",
         "vLLM refuses the argument {flag}: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,
         r"error: (?P<what>(argument |the following arguments|ambiguous option).+)",
         "vLLM refuses its arguments: {what}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
@@ -414,14 +414,14 @@ SIGNS = (
         Cause.BAD_ARGUMENT,
         r"VLLMValidationError: (?P<why>.+?) *\(parameter=(?P<name>\w+)",
         "vLLM refuses its argument `{name}`: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,
         r"^\s*(Value error|Assertion failed), (?P<why>.+?)\.?( *\[type=|$)",
         "vLLM refuses its arguments: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
@@ -429,14 +429,14 @@ SIGNS = (
         r"validation errors? for \w+ (?P<field>[a-z_][\w.]*) {2,}(?P<why>.+?) *\[type=\w+, "
         r"input_value=(?P<given>.+?), input_type=",
         "vLLM refuses {given} as `{field}`: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     Sign(
         Cause.BAD_ARGUMENT,
         r"^\s*(?P<why>\S.*?) *\[type=\w+, input_value=(?P<given>.+?), input_type=",
         "vLLM refuses {given} among its arguments: {why}",
-        _FLAGS,
+        FLAGS,
         permanent=True,
     ),
     KILLED_FOR_MEMORY,

@@ -20,15 +20,22 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 """A service does not phone home unless its administrator says so in `[models.NAME.env]`."""
 
 
-def serve(name: str, model: Model, *, python: Path, vllm: Path, socket: Path) -> tuple[str, ...]:
+ELSEWHERE = ("tokenizer", "hf-config-path", "speculative-config", "lora-modules", "trust-remote-code")
+"""Flags by which an engine may need a second repository of the hub's: code, a tokenizer, a draft model."""
+
+
+def serve(
+    name: str, model: Model, *, python: Path, vllm: Path, socket: Path, snapshot: Path | None = None
+) -> tuple[str, ...]:
     """The argv that serves `model` as `name` on the Unix socket `socket`.
 
     Args:
         python, vllm: the interpreter of the engine's environment and the `vllm` script in it. The script is given to
             the interpreter as a file, so that an environment still works after it was moved.
+        snapshot: where the model lies that vllmd has pulled; None where vLLM is to find it.
     """
     ours = ("--uds", str(socket), "--served-model-name", name)
-    return (str(python), str(vllm), "serve", model.model, *ours, *flags(model.args))
+    return (str(python), str(vllm), "serve", str(snapshot or model.model), *ours, *flags(model.args))
 
 
 def flags(args: Mapping[str, Any]) -> Iterator[str]:
@@ -47,7 +54,15 @@ def flags(args: Mapping[str, Any]) -> Iterator[str]:
             yield from (flag, str(value))
 
 
-def environ(base: Mapping[str, str], model: Model, *, directory: Path, cache: Path, binaries: Path) -> dict[str, str]:
+def environ(
+    base: Mapping[str, str],
+    model: Model,
+    *,
+    directory: Path,
+    cache: Path,
+    binaries: Path,
+    snapshot: Path | None = None,
+) -> dict[str, str]:
     """The engine's environment variables.
 
     Args:
@@ -56,8 +71,10 @@ def environ(base: Mapping[str, str], model: Model, *, directory: Path, cache: Pa
         directory: this generation's own; vLLM leaks sockets and shared files into TMPDIR, they end with it.
         cache: where everything goes that is worth keeping between generations.
         binaries: the environment's `bin`, first in PATH for the compilers that vLLM calls.
+        snapshot: where the model lies that vllmd has pulled: the hub need not be asked, and is not.
     """
-    inherited = {key: value for key, value in base.items() if key not in (*OURS, *FOREIGN)}
+    needs_more = any(model.flag(flag) not in (None, False) for flag in ELSEWHERE)
+    offline = {"HF_HUB_OFFLINE": "1"} if snapshot and not needs_more else {}
     places = {
         "PATH": f"{binaries}:{base.get('PATH', '/usr/bin:/bin')}",
         "TMPDIR": str(directory / "tmp"),
@@ -65,7 +82,14 @@ def environ(base: Mapping[str, str], model: Model, *, directory: Path, cache: Pa
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
     }
-    # Under systemd the cache is the service's; a user's own daemon finds the models and the token it has already.
+    return {**surroundings(base, cache), **QUIET, **places, **offline, **model.env}
+
+
+def surroundings(base: Mapping[str, str], cache: Path) -> dict[str, str]:
+    """What whoever fetches or loads models inherits of the daemon's variables, and where models lie.
+
+    Under systemd the cache is the service's; a user's own daemon finds the models and the token it has already.
+    """
+    inherited = {key: value for key, value in base.items() if key not in (*OURS, *FOREIGN)}
     is_service = "CACHE_DIRECTORY" in base and "HF_HOME" not in base
-    kept = {"HF_HOME": str(cache / "huggingface")} if is_service else {}
-    return {**inherited, **QUIET, **places, **kept, **model.env}
+    return {**inherited, **({"HF_HOME": str(cache / "huggingface")} if is_service else {})}

@@ -7,6 +7,7 @@ from pathlib import Path
 from vllmd.errors import InstallError
 
 _PINNED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(\[[^\]]*\])?==(?P<version>[^\s;,*=]+)")
+_DIRECTORY = re.compile(r"(?P<name>[a-z0-9-]+?)-(?P<version>[^-]+)-py3\.\d+-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,15 @@ def pinned(requirement: str) -> tuple[str, str]:
     if match is None:
         raise InstallError(f"{requirement!r} does not name one version of vLLM", 'write it as "vllm==0.33.0"')
     return re.sub(r"[-_.]+", "-", match["name"]).lower(), match["version"]
+
+
+def named(directory: str) -> str:
+    """The requirement that the name of an environment's directory tells of, as `environment_path` makes it; "" if none.
+
+    Extras are not in the name: it is good for environments that have no record.
+    """
+    match = _DIRECTORY.fullmatch(directory)
+    return f"{match['name']}=={match['version']}" if match else ""
 
 
 def repair_of(requirement: str) -> Repair:

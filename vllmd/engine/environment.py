@@ -8,31 +8,35 @@ started: should the builder be killed, the next one waits until that orphan has 
 import asyncio
 import hashlib
 import os
+import shutil
 import sys
-import tempfile
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllmd.engine import records
 from vllmd.engine.distributions import overrides, pinned, repair_of, write_alias
+from vllmd.engine.inspection import Inspection
 from vllmd.engine.installer import (
     Step,
     diagnosis,
     explained,
     find_uv,
-    inherited,
     installer_environ,
     last_words,
     no_index,
     pip_settings,
     steps,
+    with_index,
 )
-from vllmd.engine.run import Report, output, run
-from vllmd.engine.whole import built_beside, locked
+from vllmd.engine.records import Record
+from vllmd.engine.run import Report, gently, output, run
+from vllmd.engine.variants import NO_ROCM, NO_ROCM_HINT
+from vllmd.engine.whole import SCRATCH, built_beside, locked
 from vllmd.errors import InstallError
-
-CHECK_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -77,19 +81,23 @@ async def ensure(
     python: str,
     report: Report,
     find_installer: Callable[[], str | None] = find_uv,
+    index: str = "",
 ) -> Environment:
     """Find the environment for `requirement`, or build it. A cancelled build leaves nothing behind that runs.
 
     Args:
-        requirement: one version of vLLM, as in "vllm==0.33.0".
+        requirement: one version of vLLM, as in "vllm==0.33.0"; empty where none that can be had suits the machine.
         environments: the directory of all environments.
         python: the interpreter to build with; empty for the one that this Python itself is made from.
         report: called with each line of progress; at least every 10 s while anything moves.
         find_installer: says where uv is; None makes pip do the work.
+        index: an index of wheels beside those of pip's settings.
 
     Raises:
         InstallError: it could not be built; says why, and what to do.
     """
+    if not requirement:
+        raise InstallError(NO_ROCM, NO_ROCM_HINT)
     interpreter = await find_interpreter(python)
     needed = repair_of(requirement).python
     if needed and needed != interpreter.version:
@@ -102,8 +110,8 @@ async def ensure(
         async with locked(environment.root, report) as lock:
             if not environment.is_there:
                 async with built_beside(environment.root) as building:
-                    build = _Build(requirement, interpreter, Environment(building), find_installer(), report, lock)
-                    await build.run()
+                    uv, place = find_installer(), Environment(building)
+                    await _Build(requirement, interpreter, place, uv, report, lock, index).run()
     except OSError as error:
         hint = f"look at the permissions of {environments} and the space where it lies"
         raise InstallError(f"{requirement} could not be installed: {error}", hint) from error
@@ -150,12 +158,17 @@ class _Build:
     uv: str | None
     report: Report
     lock: int
+    index: str
 
     async def run(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="vllmd-install-") as scratch:
-            await self.install(Path(scratch))
+        async with _scratch(self.environment.root) as scratch:
+            await self.install(scratch)
             write_alias(self.requirement, self.site_packages)
-            await self.check(scratch)
+            look = Inspection(self.environment.python, self.environment.vllm, scratch, self.report, (self.lock,))
+            version, flags = await look.version(), await look.flags()
+        root, interpreter = self.environment.root, str(self.interpreter.path)
+        size = await asyncio.to_thread(records.disk_use, root)
+        records.write(root, Record(self.requirement, interpreter, version, flags, size, time.time()))
         flush = Step("flushing to the disk", ("sync", "--file-system", str(self.environment.root)))
         await self.step(flush, os.environ)
 
@@ -164,7 +177,7 @@ class _Build:
         return self.environment.root / f"lib/python{self.interpreter.version}/site-packages"
 
     async def install(self, scratch: Path) -> None:
-        settings = await installer_settings(self.interpreter)
+        settings = with_index(await installer_settings(self.interpreter), self.index)
         repair = repair_of(self.requirement)
         environ = installer_environ(os.environ, settings, repair)
         if self.uv and await self.crosses_filesystems(self.uv):
@@ -191,28 +204,9 @@ class _Build:
             for text in explained(line):
                 self.report(text)
 
-        status = await run(step.argv, environ, said, [self.lock], alive=self.report)
+        status = await run(gently(step.argv), environ, said, [self.lock], alive=self.report)
         if status != 0:
             raise diagnosis(self.requirement, pinned(self.requirement)[0], list(lines), status)
-
-    async def check(self, scratch: str) -> None:
-        """Run `vllm --version`, which imports most of vLLM: a broken environment shows here and not at a start."""
-        self.report("checking: vllm --version")
-        argv = [str(self.environment.python), str(self.environment.vllm), "--version"]
-        private = {"TMPDIR": scratch, "VLLM_CACHE_ROOT": scratch, "VLLM_CONFIG_ROOT": scratch}
-        quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        environ = {**inherited(os.environ), **private, **quiet}
-        lines: list[str] = []
-        hint = "this version of vLLM may not fit this machine's driver or processor: try another one"
-        try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
-                status = await run(argv, environ, lines.append, [self.lock], alive=self.report)
-        except TimeoutError:
-            raise InstallError(f"vllm --version gave no answer in {CHECK_TIMEOUT_S:.0f} s", hint) from None
-        if status != 0:
-            words = last_words(lines) or "it said nothing"
-            raise InstallError(f"vllm --version failed with exit status {status}: {words}", hint)
-        self.report(f"vllm {lines[-1] if lines else '(no version told)'} answers")
 
     async def crosses_filesystems(self, uv: str) -> bool:
         """Whether uv's cache lies elsewhere, so that it must copy: told to, it does not warn of it."""
@@ -220,3 +214,15 @@ class _Build:
         cache = Path(lines[-1]) if status == 0 and lines else Path("/")
         nearest = next(path for path in (cache, *cache.parents) if path.exists())
         return nearest.stat().st_dev != self.environment.root.parent.stat().st_dev
+
+
+@asynccontextmanager
+async def _scratch(root: Path) -> AsyncIterator[Path]:
+    """A directory for what is needed only while `root` is built; it lies beside, where leftovers are swept."""
+    scratch = root.with_suffix(SCRATCH)
+    await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
+    try:
+        yield scratch
+    finally:
+        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)

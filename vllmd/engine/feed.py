@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vllmd.incident import Incident
-from vllmd.wire import Continued, ModelStatus
+from vllmd.wire import Continued, JobStatus, ModelStatus
+
+News = ModelStatus | Continued | Incident | JobStatus
+"""What there is to tell: a model or a job as it is now, an answer that another engine goes on with, an incident."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,11 @@ class Entry:
 
     Args:
         number: 1 for the first since the daemon began.
-        status: the model afterwards.
-        news: an answer that another engine goes on with, or an incident; None for a change of state or phase.
+        news: what happened.
     """
 
     number: int
-    status: ModelStatus
-    news: Continued | Incident | None = None
+    news: News
 
 
 class Feed:
@@ -43,11 +44,12 @@ class Feed:
         self.last = 0
         """The number of the newest entry; 0 before the first."""
 
-    def publish(self, status: ModelStatus, news: Continued | Incident | None = None) -> None:
+    def publish(self, news: News) -> None:
         """Adds an entry and wakes everyone who waits."""
-        self._on_change(status)
+        if isinstance(news, ModelStatus):
+            self._on_change(news)
         self.last += 1
-        self._entries.append(Entry(self.last, status, news))
+        self._entries.append(Entry(self.last, news))
         self._more.set()
         self._more = asyncio.Event()
 

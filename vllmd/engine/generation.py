@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vllmd import __version__
-from vllmd.engine import evidence, fitting, gpu, memory
+from vllmd.engine import evidence, fitting, gpu, memory, records
+from vllmd.engine.causes import Cause
 from vllmd.engine.distributions import installed
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
+from vllmd.engine.flags import require_known
 from vllmd.engine.gauges import TRACE
+from vllmd.engine.hub_verdicts import HOPELESS, cause_of
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
+from vllmd.engine.library import Provide, as_configured
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.plan import Plan
 from vllmd.engine.process import Process, adopt, spawn
 from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
-from vllmd.errors import InstallError, VllmdError
+from vllmd.errors import InstallError, JobCancelled, PullError, UnknownFlags, VllmdError
 from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
-from vllmd.wire import PhaseSpan
+from vllmd.wire import JobStatus, PhaseSpan
 
 T = TypeVar("T")
 
@@ -52,6 +56,7 @@ class Generation:
         on_work: called when a start did something that cannot be seen in its lines.
         store: keeps the engine for the next vllmd.
         kept: the engine, where an earlier vllmd has started it; None to start one.
+        provide: sees to it that the model is on the disk.
     """
 
     def __init__(
@@ -63,10 +68,12 @@ class Generation:
         on_work: Callable[[], None],
         store: Store,
         kept: Kept | None = None,
+        provide: Provide = as_configured,
     ) -> None:
         self.number = number
         self.was_ready = bool(kept and kept.record and kept.record.was_ready)
         self.progress: Progress | None = None
+        self.environment: Path | None = None
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         self._evidence = Evidence()
         self._root: Path | None = None
@@ -83,6 +90,8 @@ class Generation:
         self._store = store
         self._kept = kept
         self._keeping: Keeping | None = None
+        self._provide = provide
+        self._pull: JobStatus | None = None
         self._process: Process | None = None
         self._preparing: asyncio.Task[Any] | None = None
         self._asked_to_end = False
@@ -95,7 +104,12 @@ class Generation:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the first token, judged by an earlier start like this one; None if there was none."""
+        """Seconds until the first token, judged by an earlier start like this one; None if there was none.
+
+        A download says itself how long it takes; the start comes after it.
+        """
+        if self._pull and self._pull.eta_s is not None:
+            return self._pull.eta_s + (self._earlier.total_s if self._earlier else 0.0)
         if self.was_ready or self.progress is None or self._earlier is None:
             return None
         return self._earlier.left_s(self.progress, self._recorder.in_phase_s(self._now()))
@@ -116,12 +130,8 @@ class Generation:
             if self._asked_to_end and not _being_cancelled():
                 return _CALLED_OFF
             raise
-        except InstallError as error:
-            return Verdict("install failed", error.message, error.hint)
-        except VllmdError as error:
-            return Verdict("cannot start", error.message, error.hint)
-        except OSError as error:
-            return Verdict("cannot start", f"cannot prepare the start: {error}", "check the directories in [paths]")
+        except (VllmdError, OSError) as error:
+            return _why_not(error)
         finally:
             self._recorder.end(self._now())
             if not self._is_left:
@@ -191,9 +201,19 @@ class Generation:
         settings = self._plan.environment
         if settings.path:
             return self._plan.existing_environment()
-        return await self._prepare(
-            ensure(settings.requirement, self._plan.state / "environments", settings.python, self._take_install)
-        )
+        folder = self._plan.state / "environments"
+        return await ensure(settings.requirement, folder, settings.python, self._take_install, index=settings.index)
+
+    async def _needs(self) -> tuple[Environment, Path | None]:
+        """All that an engine needs before it can start: an environment that knows its flags, and its model."""
+        environment = await self._environment()
+        self.environment = environment.root
+        if record := records.read(environment.root):
+            require_known(self._plan.model.args, record.version or record.requirement, record.flags)
+        try:
+            return environment, await self._provide(self._plan, self._take_pull)
+        finally:
+            self._pull = None
 
     async def _prepare(self, work: Coroutine[Any, Any, T]) -> T:
         """Something that comes before the engine, and that can be called off."""
@@ -210,12 +230,11 @@ class Generation:
         if self._kept and self._kept.record and self._kept.tether:
             self._root = _root_of(self._kept.record.leader)
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
-        environment = await self._environment()
-        self._root = environment.root
+        environment, snapshot = await self._prepare(self._needs())
         if refusal := await self._prepare(fitting.refusal(self._plan, environment.root)):
             return refusal
         self._plan.make_directory(self.number)
-        return spawn(self._plan.command(self.number, environment), self._take_line)
+        return spawn(self._plan.command(self.number, environment, snapshot), self._take_line)
 
     async def _live(self, beginning: AbstractAsyncContextManager[Process]) -> Verdict:
         if not self.was_ready:
@@ -291,6 +310,13 @@ class Generation:
         self.lines.append(line)
         self._on_line(line)
 
+    def _take_pull(self, status: JobStatus) -> None:
+        """News of a download; bytes that came are a sign of life."""
+        if self._pull is None or status.done != self._pull.done:
+            self._on_work()
+        self._pull = status
+        self._report(Progress(Phase.DOWNLOADING, status.percent))
+
     def _take_line(self, line: str) -> None:
         if line.endswith(TRACE):  # nobody but vllmd can have asked
             return
@@ -314,6 +340,22 @@ def _root_of(leader: int) -> Path | None:
     except OSError:
         return None
     return Path(os.fsdecode(words[0])).parent.parent if words[0] else None
+
+
+def _why_not(error: VllmdError | OSError) -> Verdict:
+    """Why an engine was not even started."""
+    match error:
+        case InstallError():
+            return Verdict("install failed", error.message, error.hint)
+        case UnknownFlags():
+            return Verdict(Cause.BAD_ARGUMENT, error.message, error.hint, permanent=True)
+        case PullError():
+            return Verdict(cause_of(error), error.message, error.hint, permanent=isinstance(error, HOPELESS))
+        case JobCancelled():
+            return Verdict("pull cancelled", error.message, "pull or load it again", permanent=True)
+        case VllmdError():
+            return Verdict("cannot start", error.message, error.hint)
+    return Verdict("cannot start", f"cannot prepare the start: {error}", "check the directories in [paths]")
 
 
 def _being_cancelled() -> bool:

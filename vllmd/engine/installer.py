@@ -86,6 +86,12 @@ def uv_settings(pip_config: Mapping[str, str]) -> dict[str, str]:
     return settings
 
 
+def with_index(pip_config: Mapping[str, str], index: str) -> dict[str, str]:
+    """pip's options with one more index; the same ones where it is empty."""
+    indexes = f"{index} {pip_config.get('extra-index-url', '')}".strip()
+    return {**pip_config, **({"extra-index-url": indexes} if index else {})}
+
+
 def installer_environ(environ: Mapping[str, str], pip_config: Mapping[str, str], repair: Repair) -> dict[str, str]:
     """The environment for an installer: the administrator's own UV_* variables are stronger than pip's options.
 
@@ -93,7 +99,8 @@ def installer_environ(environ: Mapping[str, str], pip_config: Mapping[str, str],
     """
     has_sources = any(map(pip_config.get, _SOURCES)) or any(map(environ.get, _UV_SOURCES))
     backend = {} if has_sources or not repair.torch_backend else {"UV_TORCH_BACKEND": repair.torch_backend}
-    return {**backend, **uv_settings(pip_config), **inherited(environ)}
+    told = {"PIP_EXTRA_INDEX_URL": pip_config["extra-index-url"]} if pip_config.get("extra-index-url") else {}
+    return {**backend, **uv_settings(pip_config), **inherited(environ), **told}
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:

@@ -82,21 +82,32 @@ class Plan:
             raise InstallError(missing, "correct environment.path")
         return environment
 
-    def command(self, number: int, environment: Environment) -> Command:
-        """What generation `number` runs."""
-        argv = command.serve(
-            self.name, self.model, python=environment.python, vllm=environment.vllm, socket=self.socket(number)
-        )
-        return Command(argv, self.variables(number, environment.root), self.directory(number))
+    @property
+    def surroundings(self) -> dict[str, str]:
+        """The variables that say where models lie, and who asks for them."""
+        return {**command.surroundings(self.environ, Path(self.paths.cache)), **self.model.env}
 
-    def variables(self, number: int, root: Path) -> dict[str, str]:
-        """The environment variables of generation `number`, run in the environment at `root`."""
+    def command(self, number: int, environment: Environment, snapshot: Path | None = None) -> Command:
+        """What generation `number` runs, on the model at `snapshot`, or on what vLLM finds itself."""
+        argv = command.serve(
+            self.name,
+            self.model,
+            python=environment.python,
+            vllm=environment.vllm,
+            socket=self.socket(number),
+            snapshot=snapshot,
+        )
+        return Command(argv, self.variables(number, environment.root, snapshot), self.directory(number))
+
+    def variables(self, number: int, root: Path, snapshot: Path | None = None) -> dict[str, str]:
+        """The environment variables of generation `number`, run in the environment at `root` on the model there."""
         return command.environ(
             self.environ,
             self.model,
             directory=self.directory(number),
             cache=Path(self.paths.cache),
             binaries=root / "bin",
+            snapshot=snapshot,
         )
 
     def make_directory(self, number: int) -> None:

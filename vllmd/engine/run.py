@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,12 @@ from vllmd.engine.redaction import without_secrets
 SIGN_OF_LIFE_S = 10.0
 
 Report = Callable[[str], None]
+
+
+def gently(argv: Sequence[str]) -> list[str]:
+    """The command at a low priority, nice(1): an engine may be serving beside it, and uv compiles on every core."""
+    nice = shutil.which("nice")
+    return [*([nice, "-n", "10"] if nice else []), *argv]
 
 
 async def output(argv: Sequence[str]) -> tuple[int, list[str]]:
@@ -29,6 +36,7 @@ async def run(
     said: Report,
     inherited: Sequence[int] = (),
     alive: Report | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> int:
     """Run a command in a session of its own, and leave nothing of that session behind, however this ends.
 
@@ -38,6 +46,7 @@ async def run(
         said: called with each line that it prints.
         inherited: descriptors that it gets.
         alive: called when it was silent for `SIGN_OF_LIFE_S` and yet did something.
+        secrets: variables that it gets though they are secret.
 
     Returns:
         The exit status; negative for the signal that killed it.
@@ -47,7 +56,7 @@ async def run(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=without_secrets(environ),
+        env={**without_secrets(environ), **(secrets or {})},
         start_new_session=True,
         pass_fds=inherited,
         limit=2**20,

@@ -10,9 +10,10 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from vllmd.about import about
 from vllmd.engine.client import EngineClient
@@ -21,6 +22,7 @@ from vllmd.engine.gauges import Gauges, Scraping
 from vllmd.engine.generation import Generation
 from vllmd.engine.incidents import archive_in
 from vllmd.engine.kept import NOWHERE, Kept, Store
+from vllmd.engine.library import Provide, as_configured
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
@@ -30,6 +32,7 @@ from vllmd.engine.timers import Timers
 from vllmd.errors import CertainFailure, NotListening
 from vllmd.errors import ProbeFailed as NoToken
 from vllmd.lifecycle import (
+    ALIVE,
     Adopt,
     Adopted,
     Effect,
@@ -69,6 +72,7 @@ class Supervisor:
         feed: where every change of state and phase is published.
         on_sign_of_life: called at most once a second while a start makes progress.
         store: keeps the engine while one vllmd follows another.
+        provide: sees to it that a model is on the disk.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Supervisor:
         feed: Feed,
         on_sign_of_life: Callable[[], None] = lambda: None,
         store: Store = NOWHERE,
+        provide: Provide = as_configured,
     ) -> None:
         self.plan = plan
         self.engine = Engine()
@@ -89,6 +94,7 @@ class Supervisor:
         self._feed = feed
         self._on_sign_of_life = on_sign_of_life
         self._store = store
+        self._provide = provide
         self._kept: Kept | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._generation: Generation | None = None
@@ -149,6 +155,16 @@ class Supervisor:
         return self.status.sentence()
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether nobody need wait for the engine: it comes to nothing by itself, and nobody is about to renew it."""
+        return self.engine.state in (State.FAILED, State.STOPPED) and not self._holds
+
+    @property
+    def environment(self) -> Path | None:
+        """Where the vLLM lies that runs now, if this vllmd has started it."""
+        return self._generation.environment if self._generation and self.engine.state in ALIVE else None
+
+    @property
     def is_stopping(self) -> bool:
         """Whether the engine was told to end: what it still answers may be cut short."""
         return self.engine.state is State.STOPPING
@@ -174,6 +190,17 @@ class Supervisor:
             await self._feed.after(seen)
             seen = self._feed.last
         return self.engine.state
+
+    async def wait_beyond(self, generation: int, *states: State) -> State:
+        """Waits until a later engine than `generation` is in one of `states`, or none is wanted; returns the state."""
+        seen = self._feed.last
+        while not (self.engine.state is State.STOPPED or self._is_beyond(generation, states)):
+            await self._feed.after(seen)
+            seen = self._feed.last
+        return self.engine.state
+
+    def _is_beyond(self, generation: int, states: Sequence[State]) -> bool:
+        return self.engine.generation > generation and self.engine.state in states
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -270,7 +297,7 @@ class Supervisor:
         self._telling = Telling(self.name, number)
         # Made at once, not by the task: the next effect may be to kill it.
         news = (self._on_progress, self._on_line, self._moved)
-        self._generation = Generation(number, self.plan, *news, self._store, kept)
+        self._generation = Generation(number, self.plan, *news, self._store, kept, self._provide)
         self._client = EngineClient(self.plan.socket(number))
         self._scraping = Scraping(self._client)
         self._living = start(self._live(self._generation, self._client))
@@ -306,7 +333,7 @@ class Supervisor:
         if incident := self._archive.write(generation.report(verdict)):
             path = self._archive.path(incident.id)
             log.info("%s: what is known of its end: %s", self.name, path, extra=self._about)
-            self._feed.publish(self.status, incident)
+            self._feed.publish(incident)
 
     async def _probe(self, client: EngineClient, after_s: float, epoch: int) -> None:
         await due(client, after_s)

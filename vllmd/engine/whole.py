@@ -11,6 +11,10 @@ from pathlib import Path
 
 from vllmd.engine.run import Report, run
 
+BUILDING, REMOVING, SCRATCH = ".building", ".removing", ".scratch"
+PASSING = (BUILDING, REMOVING, SCRATCH)
+"""What the names end in of directories that are not there yet, not any more, or only for a while."""
+
 
 @contextlib.asynccontextmanager
 async def locked(root: Path, report: Report) -> AsyncIterator[int]:
@@ -37,7 +41,7 @@ async def locked(root: Path, report: Report) -> AsyncIterator[int]:
 @contextlib.asynccontextmanager
 async def built_beside(root: Path) -> AsyncIterator[Path]:
     """Yield a path beside `root` to build at; it takes the place of `root` if all goes well, else it is removed."""
-    building = root.with_name(f"{root.name}.building")
+    building = root.with_name(f"{root.name}{BUILDING}")
     for leftover in (building, root):
         await asyncio.to_thread(_remove, leftover)
     try:
@@ -46,6 +50,23 @@ async def built_beside(root: Path) -> AsyncIterator[Path]:
     except BaseException:
         await asyncio.to_thread(shutil.rmtree, building, ignore_errors=True)
         raise
+
+
+async def removed(root: Path, report: Report) -> None:
+    """Removes the directory `root`; it is gone at once for all who look, and its files in a while."""
+    async with locked(root, report):
+        removing = root.with_name(f"{root.name}{REMOVING}")
+        await asyncio.to_thread(_remove, removing)
+        os.rename(root, removing)
+        await asyncio.to_thread(shutil.rmtree, removing, ignore_errors=True)
+
+
+async def sweep(folder: Path, report: Report) -> None:
+    """Removes what was left in `folder` by who was killed over it, as soon as nobody works on it any more."""
+    for leftover in sorted(folder.glob("*")):
+        if leftover.suffix in PASSING:
+            async with locked(leftover.with_suffix(""), report):
+                await asyncio.to_thread(_remove, leftover)
 
 
 def _remove(path: Path) -> None:

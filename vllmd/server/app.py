@@ -9,6 +9,8 @@ from vllmd import routes
 from vllmd.config import Current
 from vllmd.engine.feed import Feed
 from vllmd.engine.incidents import archive_in
+from vllmd.engine.jobs import Jobs
+from vllmd.engine.library import Library
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
@@ -28,14 +30,20 @@ from vllmd.server.prompt import Prompt
 from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
+from vllmd.server.stored import Stored
 from vllmd.server.tallies import Tallies
 from vllmd.server.unambiguous import unambiguous
+from vllmd.server.versions import Versions
+from vllmd.server.work import Work
 
 
 def build(
     current: Current,
     supervisors: Mapping[str, Supervisor],
     feed: Feed,
+    jobs: Jobs,
+    versions: Versions,
+    library: Library,
     calls: Calls,
     relay: Relay,
     reload: Reload,
@@ -47,8 +55,9 @@ def build(
     """The application that all doors share."""
     openai = OpenAI(relay, supervisors, current, accounts)
     prompt = Prompt(relay, current, accounts)
-    control = Control(current, supervisors, feed, calls, accounts, addresses)
+    control = Control(current, supervisors, feed, jobs, calls, accounts, addresses)
     logs = Logs(current, supervisors)
+    work, stored = Work(current, jobs), Stored(current, supervisors, library)
     requests = Requests(calls, current)
     assets = Assets(current, dict(read(FOLDER)))
     incidents = Incidents(current, supervisors.keys(), archive_in(Path(current.config.paths.state)))
@@ -73,12 +82,23 @@ def build(
             web.get(routes.LOGS, logs.lines),
             web.get(routes.METRICS, Metrics(current, supervisors, calls, tallies).page),
             web.get(routes.REQUESTS, requests.list),
+            web.get(routes.JOBS, work.list),
+            web.get(routes.JOBS + "/{id:[0-9]+}", work.show),
+            web.delete(routes.JOBS + "/{id:[0-9]+}", work.cancel),
+            web.get(routes.ENVIRONMENTS, versions.list),
+            web.post(routes.ENVIRONMENTS, versions.install),
+            web.post(routes.ENVIRONMENTS + "/{id:[^/]+}/use", versions.use),
+            web.delete(routes.ENVIRONMENTS + "/{id:[^/]+}", versions.remove),
             web.get(routes.PLAN, reload.plan),
             web.post(routes.RELOAD, reload.reload),
             web.get(routes.INCIDENTS, incidents.list),
             web.get(routes.INCIDENTS + "/{id:.+}", incidents.whole),
             web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
             web.get("/api/models/{name:.+}/fit", Fits(current, supervisors).fit),
+            web.post(routes.PULL, stored.pull),
+            web.post(routes.VERIFY, stored.verify),
+            web.get(routes.LOCAL, stored.list),
+            web.delete(routes.LOCAL + "/{name:.+}", stored.remove),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
         ]
     )

@@ -182,7 +182,7 @@ class Attempts:
         self._door.continuations += 1
         generation = self._supervisor.engine.generation
         log.info("request %s: generation %d goes on with the answer", self._call.id, generation)
-        self._feed.publish(self._supervisor.status, Continued(self._call.model, self._call.id, generation))
+        self._feed.publish(Continued(self._call.model, self._call.id, generation))
 
 
 async def _ask_all(client: EngineClient, questions: Sequence[bytes]) -> list[bytes]:

@@ -3,8 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
@@ -12,6 +12,7 @@ from aiohttp_sse import EventSourceResponse, sse_response
 from vllmd import __version__, routes, wire
 from vllmd.config import Current
 from vllmd.engine.feed import Entry, Feed
+from vllmd.engine.jobs import Jobs
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import NotReady, RequestError
 from vllmd.incident import Incident
@@ -26,11 +27,11 @@ from vllmd.server.queries import WAIT
 from vllmd.server.queue import places
 from vllmd.server.refusals import not_ready
 from vllmd.server.requests import rate_of
-from vllmd.wire import Continued, ModelStatus
+from vllmd.wire import Continued, JobStatus, ModelStatus
 
 _SETTLED = (State.READY, State.STOPPED, State.FAILED)
 _NUMBER = re.compile("[0-9]{1,18}")
-_EVENTS: dict[type, str] = {ModelStatus: "model", Continued: "continued", Incident: "incident"}
+_EVENTS: dict[type, str] = {ModelStatus: "model", JobStatus: "job", Continued: "continued", Incident: "incident"}
 _ORDERS: dict[str, type[Load] | type[Unload] | type[Restart]] = {"load": Load, "unload": Unload, "restart": Restart}
 
 
@@ -41,6 +42,7 @@ class Control:
         current: who may administer, and which model is the default.
         supervisors: one for each model.
         feed: what happens to them.
+        jobs: the daemon's own long work.
         calls: what they are working on.
         accounts: what everybody has had.
         addresses: where clients come in.
@@ -51,6 +53,7 @@ class Control:
         current: Current,
         supervisors: Mapping[str, Supervisor],
         feed: Feed,
+        jobs: Jobs,
         calls: Calls,
         accounts: Accounts,
         addresses: tuple[str, ...],
@@ -58,6 +61,7 @@ class Control:
         self._current = current
         self._supervisors = supervisors
         self._feed = feed
+        self._jobs = jobs
         self._calls = calls
         self._accounts = accounts
         self._since = time.time()
@@ -120,13 +124,18 @@ class Control:
         ):
             if last is None or last > self._feed.last:  # a number of another life of the daemon's
                 last = self._feed.last
-                await _send(stream, [Entry(last, each.status) for each in self._supervisors.values()])
+                await _send(stream, [Entry(last, each) for each in self._present()])
             while True:
                 entries, missed = await self._feed.after(last)
                 if missed:
                     await stream.send(wire.dumps({"missed": missed}), event="missed")
                 await _send(stream, entries)
                 last = entries[-1].number
+
+    def _present(self) -> Iterator[ModelStatus | JobStatus]:
+        """All models, and the jobs that run."""
+        yield from (each.status for each in self._supervisors.values())
+        yield from (each.status for each in self._jobs.values() if not each.is_over)
 
     async def order(self, request: web.Request) -> web.Response:
         """`POST /api/models/{name}/load`, `/unload`, `/restart`: 202 at once, or the outcome with `?wait=1`."""
@@ -163,5 +172,5 @@ def _last_event_id(request: web.Request) -> int | None:
 
 async def _send(stream: EventSourceResponse, entries: Sequence[Entry]) -> None:
     for entry in entries:
-        told = entry.news or entry.status
-        await stream.send(wire.dumps(asdict(told)), id=str(entry.number), event=_EVENTS[type(told)])
+        body = wire.dumps(wire.to_json(entry.news))
+        await stream.send(body, id=str(entry.number), event=_EVENTS[type(entry.news)])

@@ -46,6 +46,10 @@ _CHANGES = _object(changes={"type": "array", "items": _ref("Change")})
 BODIES: Mapping[str, Schema] = {
     routes.PROMPT: _ref("PromptRequest"),
     routes.WORKFLOW_RUNS: RUNS_BODY,
+    routes.ENVIRONMENTS: _ref("InstallRequest"),
+    f"{routes.ENVIRONMENTS}/{{id}}/use": _ref("UseRequest"),
+    routes.PULL: _ref("PullRequest"),
+    routes.VERIFY: _ref("PullRequest"),
     **dict.fromkeys(INFERENCE, _ENGINE_S),
 }
 """Of each route that reads one, its body."""
@@ -71,6 +75,15 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     f"{routes.REQUESTS}/{{id}}": {_JSON: _object(id=_TEXT, cancelled={"type": "integer"})},
     routes.INCIDENTS: {_JSON: _object(incidents={"type": "array", "items": _ref("Incident")})},
     f"{routes.INCIDENTS}/{{id}}": {_JSON: _ref("IncidentReport")},
+    routes.JOBS: {_JSON: _object(jobs={"type": "array", "items": _ref("JobStatus")})},
+    f"{routes.JOBS}/{{id}}": {_JSON: _object(job=_ref("JobStatus"))},
+    routes.ENVIRONMENTS: {_JSON: {"type": "object"}},
+    f"{routes.ENVIRONMENTS}/{{id}}/use": {_JSON: _object(job=_ref("JobStatus"))},
+    f"{routes.ENVIRONMENTS}/{{id}}": {_JSON: _object(id=_TEXT, removed={"type": "boolean"})},
+    routes.PULL: {_JSON: _object(job=_ref("JobStatus"))},
+    routes.VERIFY: {_JSON: _object(job=_ref("JobStatus"))},
+    routes.LOCAL: {_JSON: _object(models={"type": "array", "items": _ref("LocalModel")})},
+    f"{routes.LOCAL}/{{name}}": {_JSON: _object(model=_TEXT, freed={"type": "integer"})},
     routes.PLAN: {_JSON: _CHANGES},
     routes.RELOAD: {_JSON: _CHANGES},
     ORDER: {_JSON: {"type": "object"}},
@@ -84,7 +97,17 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
 }
 """Of each route, what it answers when all is well, by media type."""
 
-ACCEPTED = frozenset({ORDER, f"{routes.REQUESTS}/{{id}}"})
+ACCEPTED = frozenset(
+    {
+        ORDER,
+        routes.ENVIRONMENTS,
+        f"{routes.ENVIRONMENTS}/{{id}}/use",
+        f"{routes.REQUESTS}/{{id}}",
+        f"{routes.JOBS}/{{id}}",
+        routes.PULL,
+        routes.VERIFY,
+    }
+)
 """Routes that also answer 202: it is being done."""
 
 _NUMBER_OR_NULL: Schema = {"type": ["number", "null"]}
@@ -97,6 +120,12 @@ SCHEMAS: Mapping[str, Schema] = {
     "IncidentReport": schema_of(incident.IncidentReport, is_strict=False),
     "RequestStatus": schema_of(wire.RequestStatus, is_strict=False),
     "Fit": schema_of(wire.Fit, is_strict=False),
+    "JobStatus": schema_of(wire.JobStatus, is_strict=False),
+    "LocalModel": schema_of(wire.LocalModel, is_strict=False),
+    "PullRequest": schema_of(wire.PullRequest, is_strict=True) | {"required": ["model"]},
+    "EnvironmentStatus": schema_of(wire.EnvironmentStatus, is_strict=False),
+    "InstallRequest": schema_of(wire.InstallRequest, is_strict=True),
+    "UseRequest": schema_of(wire.UseRequest, is_strict=True),
     "Change": schema_of(wire.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},
     "Answer": _object(
@@ -165,7 +194,7 @@ def _pattern_of(route: web.AbstractRoute) -> str:
 def _operation(route: web.AbstractRoute, path: str, pattern: str) -> Schema:
     first_line = (route.handler.__doc__ or "").strip().partition("\n")[0]
     summary = _ROUTE.sub("", first_line.replace("`", ""))
-    body = BODIES.get(path)
+    body = BODIES.get(path) if route.method == hdrs.METH_POST else None
     errors = {_JSON: {"type": "object"} if path in ENGINE_S else _ref("Error")}
     return {
         "operationId": f"{route.method.lower()} {path}",

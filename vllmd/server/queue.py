@@ -14,7 +14,6 @@ from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import Unavailable
-from vllmd.lifecycle import State
 from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
 from vllmd.server.refusals import at_its_limit, busy, full, not_ready, too_late
@@ -25,9 +24,6 @@ TICK_S = 1.0
 
 BESIDE = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 """The engine's routes that never come to its scheduler, and so take no place."""
-
-HOPELESS = (State.FAILED, State.STOPPED)
-"""States that no engine leaves by itself: nobody waits for it then."""
 
 Tell = Callable[[str], Awaitable[None]]
 
@@ -168,7 +164,7 @@ class Queue:
         return answer
 
     def _admit(self, call: Call, lane: Lane, supervisor: Supervisor) -> Waiting:
-        if supervisor.engine.state in HOPELESS:
+        if supervisor.is_hopeless:
             raise not_ready(supervisor)
         if not call.may_wait:
             raise self._cannot_wait(call, lane, supervisor)
@@ -273,7 +269,7 @@ class Queue:
         for lane in (Lane(model), Lane(model, bounded=False)):
             while client is not None and (waiting := self._turns.next(lane)):
                 waiting.answer.set_result(client)
-            if supervisor.engine.state in HOPELESS:
+            if supervisor.is_hopeless:
                 for waiting in self._turns.clear(lane):
                     waiting.answer.set_result(not_ready(supervisor))
 

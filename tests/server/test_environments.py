@@ -1,0 +1,265 @@
+"""Versions of vLLM side by side: installed, used, and left again by themselves where they bring no token.
+
+The versions are the fake engine in wheels made here: 1 and 2 serve, 3 dies at its start, 4 listens and never answers,
+5 is for another kind of machine, and 9 never tells its version, so that its installation lasts as long as a test likes.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import Daemon, running
+from service_manager import Manager, Service
+from waiting import until, until_sync
+from wheels import engine, settings, write_wheel
+
+ENVIRONMENTS = "/api/environments"
+HANGS = "import subprocess; subprocess.run(['sleep', '600'])"
+VERSIONS: dict[str, str] = {
+    "1": engine(),
+    "2": engine(),
+    "3": engine({"start_end": "exit:1", "ready_after_s": 1.5}),
+    "4": engine({"fault": "hang"}),
+    "9": engine(before=HANGS),
+}
+PATIENCE = {"startup_stall_s": 4, "probe_timeout_s": 1, "stall_s": 1, "restart_limit": 5, "backoff_max_s": 0.1}
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheels")
+    for version, main in VERSIONS.items():
+        write_wheel(folder, "vllm", version, main)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(wheels: Path) -> Iterator[Daemon]:
+    """A daemon with the versions 1 to 4 installed, whose model runs in 1."""
+    with running(Daemon(environ=settings(wheels), supervision=PATIENCE)) as daemon:
+        for version in "1234":
+            assert outcome(daemon, install(daemon, version))["state"] == "done"
+        assert outcome(daemon, use(daemon, "1"))["state"] == "done"
+        yield daemon
+
+
+@pytest.fixture
+def versions(several: Daemon) -> Daemon:
+    """The same, as every test finds it: whatever the last one has done, the model runs in 1."""
+    several.control()
+    several.wait_for("ready")
+    assert outcome(several, use(several, "1"))["state"] == "done"
+    return several
+
+
+def install(daemon: Daemon, version: str, variant: str = "cuda") -> Any:
+    status, body = daemon.fetch(ENVIRONMENTS, "POST", {"version": version, "variant": variant})
+    assert status == 202, body
+    return body["job"]
+
+
+def use(daemon: Daemon, word: str, **body: Any) -> Any:
+    status, answer = daemon.fetch(f"{ENVIRONMENTS}/{word}/use", "POST", body)
+    assert status == 202, answer
+    return answer["job"]
+
+
+def outcome(daemon: Daemon, job: Any) -> Any:
+    """A job, once it is over, and its lines."""
+
+    def look() -> Any:
+        found = daemon.fetch(f"/api/jobs/{job['id']}")[1]
+        return {**found["job"], "lines": found["lines"]}
+
+    until_sync(lambda: look()["state"] != "running", f"{job['kind']} {job['subject']} to end", 60)
+    return look()
+
+
+def installed(daemon: Daemon) -> dict[str, Any]:
+    """Version → what the list says of it."""
+    return {each["version"]: each for each in daemon.fetch(ENVIRONMENTS)[1]["environments"]}
+
+
+def runs_in(daemon: Daemon) -> str:
+    """The environment that the engine really runs in, by its command line."""
+    argv = Path(f"/proc/{daemon.engine_pid}/cmdline").read_bytes().split(b"\0")
+    return Path(os.fsdecode(argv[0])).parents[1].name
+
+
+def leftovers(daemon: Daemon) -> list[str]:
+    """What lies among the environments without being one."""
+    every = {each["id"] for each in installed(daemon).values()}
+    found = (daemon.folder / "s/environments").glob("[!.]*")
+    return sorted(each.name for each in found if each.name not in every)
+
+
+def refusal(answer: tuple[int, Any]) -> tuple[int, str, str]:
+    return answer[0], answer[1]["error"]["code"], answer[1]["error"]["message"]
+
+
+async def test_an_upgrade_loses_no_request(versions: Daemon) -> None:
+    before = runs_in(versions)
+    versions.control(tokens=40, tokens_per_s=20)
+    running_one = asyncio.create_task(versions.unix.ask("/api/prompt", {"prompt": "long"}))
+    await until(lambda: versions.model().running == 1, "the request to run")
+    job = use(versions, "2")
+    held = asyncio.create_task(versions.unix.ask("/api/prompt", {"prompt": "meanwhile", "stream": False}))
+    done = await asyncio.to_thread(outcome, versions, job)
+    assert done["state"] == "done"
+    assert "tiny: a token came in" in "\n".join(done["lines"])
+    assert (await running_one).status == (await held).status == 200
+    assert b"tok39" in (await running_one).body
+    after = runs_in(versions)
+    assert (before[:6], after[:6]) == ("vllm-1", "vllm-2")
+    found = installed(versions)
+    assert [each for each in "1234" if found[each]["current"]] == ["2"]
+    assert found["2"]["models"] == ["tiny"]
+    assert found["1"]["bytes"] > 10_000
+
+
+@pytest.mark.parametrize(("version", "why"), [("3", "exited with status 1"), ("4", "showed no sign of progress")])
+async def test_one_that_brings_no_token_makes_way_for_the_old_one(versions: Daemon, version: str, why: str) -> None:
+    job = use(versions, version)
+    await until(lambda: versions.model().state == "starting", "the trial to begin")
+    held = asyncio.create_task(versions.unix.ask("/api/prompt", {"prompt": "meanwhile", "stream": False}))
+    failed = await asyncio.to_thread(outcome, versions, job)
+    assert (failed["state"], failed["code"]) == ("failed", "trial_failed")
+    assert "tiny brought no token in vllm-" in failed["reason"]
+    assert why in failed["reason"]
+    assert failed["lines"][-1] == "tiny: is ready in the environment from before"
+    assert (await held).status == 200
+    assert runs_in(versions).startswith("vllm-1-")
+    assert installed(versions)["1"]["current"]
+    assert failed["lines"][-1] in versions.log
+
+
+async def test_a_trial_that_is_called_off_ends_where_it_began(versions: Daemon) -> None:
+    job = use(versions, "4")
+    await until(lambda: versions.model().state == "starting", "the trial to begin")
+    held = asyncio.create_task(versions.unix.ask("/api/prompt", {"prompt": "meanwhile", "stream": False}))
+    assert versions.fetch(f"/api/jobs/{job['id']}", "DELETE")[0] in (200, 202)
+    assert (await asyncio.to_thread(outcome, versions, job))["state"] == "cancelled"
+    assert (await held).status == 200
+    assert runs_in(versions).startswith("vllm-1-")
+
+
+def test_what_is_in_use_stays_and_what_is_not_goes(versions: Daemon) -> None:
+    found = installed(versions)
+    status, code, message = refusal(versions.fetch(f"{ENVIRONMENTS}/1", "DELETE"))
+    assert (status, code) == (409, "in_use")
+    assert message == f"{found['1']['id']} is in use by tiny"
+    assert outcome(versions, use(versions, "2", model="tiny"))["state"] == "done"
+    assert refusal(versions.fetch(f"{ENVIRONMENTS}/1", "DELETE"))[2] == f"{found['1']['id']} is the current one"
+    assert outcome(versions, use(versions, "1", model="tiny"))["state"] == "done"
+    assert versions.fetch(f"{ENVIRONMENTS}/2", "DELETE")[0] == 200
+    assert "2" not in installed(versions)
+    assert leftovers(versions) == []
+    assert refusal(versions.fetch(f"{ENVIRONMENTS}/2/use", "POST", {}))[:2] == (404, "environment_not_found")
+    assert outcome(versions, install(versions, "2"))["state"] == "done"
+
+
+def test_a_flag_that_the_new_version_does_not_know_is_told_before_anything_ends(versions: Daemon) -> None:
+    versions.configure({"max-modle-len": 100}, {"supervision": PATIENCE})
+    generation = versions.model().generation
+    try:
+        versions.fetch("/api/reload", "POST")
+        until_sync(lambda: versions.model().state == "failed", "the model to be given up")
+        told = versions.model()
+        assert told.reason == "vLLM 1 does not know --max-modle-len (did you mean '--max-model-len'?)"
+        assert told.cause == "bad argument"
+        assert told.generation == generation + 1, "once is enough"
+        assert refusal(versions.fetch(f"{ENVIRONMENTS}/2/use", "POST", {}))[:2] == (409, "unknown_flags")
+    finally:
+        versions.configure({}, {"supervision": PATIENCE})
+        versions.fetch("/api/reload", "POST")
+
+
+def test_the_configuration_has_the_last_word(versions: Daemon) -> None:
+    pinned = {"tiny": {**versions.tiny(), "environment": "vllm==2"}}
+    versions.configure({}, {"supervision": PATIENCE, "models": pinned})
+    try:
+        versions.fetch("/api/reload", "POST")
+        until_sync(lambda: versions.model().state == "ready" and runs_in(versions)[:7] == "vllm-2-", "the pinned one")
+        status, code, message = refusal(versions.fetch(f"{ENVIRONMENTS}/1/use", "POST", {"model": "tiny"}))
+        assert (status, code) == (409, "in_use")
+        assert "models.tiny.environment is 'vllm==2'" in message
+        assert refusal(versions.fetch(f"{ENVIRONMENTS}/2", "DELETE"))[1] == "in_use"
+    finally:
+        versions.configure({}, {"supervision": PATIENCE})
+        versions.fetch("/api/reload", "POST")
+        until_sync(lambda: versions.model().state == "ready" and runs_in(versions)[:7] == "vllm-1-", "the chosen one")
+
+
+def test_an_installation_that_is_called_off_leaves_nothing(versions: Daemon) -> None:
+    engine_pid = versions.engine_pid
+    job = install(versions, "9")
+    assert install(versions, "9")["id"] == job["id"], "it runs already"
+    until_sync(lambda: _phase(versions, job).startswith("checking"), "the installation to hang")
+    assert any("9" in each for each in leftovers(versions))
+    versions.fetch(f"/api/jobs/{job['id']}", "DELETE")
+    assert outcome(versions, job)["state"] == "cancelled"
+    assert leftovers(versions) == []
+    assert versions.engine_pid == engine_pid
+
+
+def _phase(daemon: Daemon, job: Any) -> str:
+    return str(daemon.fetch(f"/api/jobs/{job['id']}")[1]["job"]["phase"])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"variant": "tpu"}, "variant: 'tpu' is none"),
+        ({"version": "1,2"}, "version: '1,2' is none"),
+        ({"versoin": "1"}, "versoin: unknown key"),
+        ({"version": 1}, "version: expected a string"),
+        ([], "expected a table, found []"),
+        ({"variant": "rocm"}, "not on PyPI"),
+    ],
+)
+def test_what_cannot_be_installed_is_refused_at_once(several: Daemon, body: object, said: str) -> None:
+    status, answer = several.fetch(ENVIRONMENTS, "POST", body)
+    assert status == 400
+    assert said in answer["error"]["message"]
+    assert answer["error"]["hint"]
+
+
+def test_after_kill_9_of_daemon_and_installer_nothing_is_left_and_all_goes_on(wheels: Path) -> None:
+    daemon = Daemon(environ=settings(wheels))
+    try:
+        daemon.start()
+        outcome(daemon, install(daemon, "2"))
+        outcome(daemon, use(daemon, "2"))
+        job = install(daemon, "9")
+        until_sync(lambda: _phase(daemon, job).startswith("checking"), "the installation to hang")
+        for pid in daemon.everybody():
+            os.kill(pid, signal.SIGKILL)
+        daemon.wait()
+        assert list(daemon.folder.glob("s/environments/*.building"))
+        daemon.start()
+        until_sync(lambda: leftovers(daemon) == [], "the leftovers to be swept")
+        assert list(installed(daemon)) == ["2"]
+        assert runs_in(daemon).startswith("vllm-2-"), "the choice has survived"
+    finally:
+        daemon.see_to_its_end()
+
+
+def test_an_engine_in_a_chosen_environment_is_adopted(wheels: Path) -> None:
+    with Manager().reading() as manager:
+        service = Service(manager, environ=settings(wheels))
+        try:
+            service.start()
+            daemon = service.daemon
+            outcome(daemon, install(daemon, "2"))
+            assert outcome(daemon, use(daemon, "2"))["state"] == "done"
+            pid, environment = daemon.engine_pid, runs_in(daemon)
+            service.restart()
+            assert (daemon.engine_pid, runs_in(daemon)) == (pid, environment)
+            assert installed(daemon)["2"]["models"] == ["tiny"]
+            assert refusal(daemon.fetch(f"{ENVIRONMENTS}/2", "DELETE"))[1] == "in_use"
+        finally:
+            service.see_to_its_end()

@@ -1,0 +1,139 @@
+"""The cache of models on disk: where everything lies, what is known of it, and what its end really frees."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from vllmd.engine import stock
+from vllmd.engine.hub import Shelf, cache_of, is_name, is_offline
+from vllmd.engine.manifest import File, Manifest, Manifests, from_table, to_table
+
+A, B, C = (letter * 64 for letter in "abc")
+ONE = Manifest("acme/tiny", "", "1111", (File("config.json", 2, A), File("w/m.safetensors", 5, B)), 7.0)
+TWO = Manifest("acme/tiny", "v2", "2222", (File("config.json", 2, A), File("w/m.safetensors", 9, C)), 8.0)
+
+
+def put(shelf: Shelf, manifest: Manifest) -> None:
+    """The model as a pull leaves it."""
+    shelf.blobs.mkdir(parents=True, exist_ok=True)
+    for file in manifest.files:
+        shelf.blob(file.etag).write_bytes(b"x" * file.size)
+        name = shelf.snapshot(manifest.commit) / file.path
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.symlink_to(os.path.relpath(shelf.blob(file.etag), name.parent))
+    shelf.ref(manifest.revision).parent.mkdir(exist_ok=True)
+    shelf.ref(manifest.revision).write_text(manifest.commit)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    shelf = Shelf(tmp_path / "hub", "acme/tiny")
+    put(shelf, ONE)
+    put(shelf, TWO)
+    return shelf
+
+
+@pytest.mark.parametrize("name", ["gpt2", "acme/tiny", "Qwen/Qwen2-7B-Instruct", "a/b_c.d-1.5"])
+def test_names_on_a_hub(name: str) -> None:
+    assert is_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "/srv/m",
+        "./m",
+        "../m",
+        "~/m",
+        "a/b/c",
+        "s3://b/m",
+        "a/b:Q4_K_M",
+        "a/b.gguf",
+        "a--b",
+        "a/..",
+        "a b",
+        "ä/b",
+    ],
+)
+def test_what_is_none(name: str) -> None:
+    assert not is_name(name)
+
+
+def test_where_the_cache_is() -> None:
+    assert cache_of({"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}) == Path("/c")
+    assert cache_of({"HF_HOME": "/h"}) == Path("/h/hub")
+    assert cache_of({"XDG_CACHE_HOME": "/x"}) == Path("/x/huggingface/hub")
+    assert cache_of({"HOME": "/home/ada"}) == Path("/home/ada/.cache/huggingface/hub")
+    assert is_offline({"HF_HUB_OFFLINE": "yes"})
+    assert not is_offline({"HF_HUB_OFFLINE": "0"})
+
+
+def test_a_manifest_survives_and_a_strange_one_is_none(tmp_path: Path) -> None:
+    manifests = Manifests(tmp_path / "models")
+    assert list(manifests) == []
+    for each in (ONE, TWO, ONE):
+        manifests.put(each)
+    assert (manifests.find("acme/tiny", ""), manifests.find("acme/tiny", "v2")) == (ONE, TWO)
+    assert manifests.find("acme/tiny", "v3") is None
+    manifests.drop(ONE)
+    assert list(manifests) == [TWO]
+    (path,) = (tmp_path / "models").iterdir()
+    for text in ("", "[]", "{}", '{"repo": 1}', "\xff", "[" * 10_000):
+        path.write_text(text, encoding="latin-1")
+        assert list(manifests) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": [{"path": "../../etc/passwd", "size": 1, "etag": A}]},
+        {"files": [{"path": "/etc/passwd", "size": 1, "etag": A}]},
+        {"files": [{"path": "a", "size": 1, "etag": "../" + A}]},
+        {"files": [{"path": "a", "size": -1, "etag": A}]},
+        {"commit": "../.."},
+        {"commit": ".."},
+        {"version": 2},
+    ],
+)
+def test_nothing_leads_out_of_its_place(change: dict[str, object]) -> None:
+    table = json.loads(json.dumps(to_table(ONE)))
+    assert from_table(table) == ONE
+    assert from_table({**table, **change}) is None
+
+
+def test_what_is_whole(shelf: Shelf) -> None:
+    assert shelf.is_whole(ONE)
+    assert shelf.there(ONE) == ONE.size == 7
+    shelf.blob(B).unlink()
+    shelf.partial(B).write_bytes(b"xyz")
+    assert not shelf.is_whole(ONE)
+    assert shelf.there(ONE) == 5
+    assert shelf.is_whole(TWO)
+
+
+def test_the_list(shelf: Shelf) -> None:
+    put(Shelf(shelf.hub, "gpt2"), Manifest("gpt2", "", "3333", (File("config.json", 2, A),)))
+    users = {(shelf.snapshot("1111"), "acme/tiny"): ("chat",)}
+    found = {(each.repo, each.commit): each for each in stock.listing(shelf.hub, [ONE, TWO], users)}
+    assert set(found) == {("acme/tiny", "1111"), ("acme/tiny", "2222"), ("gpt2", "3333")}
+    one, two, other = found.values()
+    assert (one.size, one.total, one.complete, one.used_by, one.revisions) == (7, 7, True, ("chat",), ())
+    assert (two.size, two.complete, two.used_by, two.revisions, two.pulled_at) == (11, True, (), ("v2",), 8.0)
+    assert (other.size, other.total, other.complete) == (2, None, None), "another program's"
+
+
+def test_what_is_shared_stays_and_the_rest_is_free(shelf: Shelf) -> None:
+    assert stock.commits(shelf, [ONE, TWO], "") == {"1111", "2222"}
+    assert stock.commits(shelf, [ONE, TWO], "v2") == stock.commits(shelf, [], "2222") == {"2222"}
+    assert stock.commits(shelf, [ONE, TWO], "2") == set(), "too little to be meant"
+    shelf.partial(C).write_bytes(b"1234")
+    assert stock.remove(shelf, {"2222"}) == 9 + 4
+    assert shelf.is_whole(ONE)
+    assert not shelf.blob(C).exists()
+    assert not shelf.ref("v2").exists()
+    assert shelf.ref("").exists()
+    assert stock.remove(shelf, {"1111"}) == 7
+    assert not shelf.root.exists()

@@ -1,0 +1,154 @@
+"""What a model consists of, pinned: its commit, and each file with its size and digest. Kept in the state directory.
+
+A revision such as `main` moves; what was pulled does not, until somebody pulls again. The manifest is written before
+the first byte comes, so that an interrupted pull goes on with the same commit, and stays as the measure by which the
+files on disk are whole, verified, or broken.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+"""Of what is written. A manifest of another one is none."""
+
+_COMMIT = re.compile(r"[A-Za-z0-9._-]{1,100}(?<!\.)")
+_ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a model.
+
+    Args:
+        path: inside the model, with slashes.
+        size: in bytes.
+        etag: its SHA-256, or for a small file the number that git gives it (SHA-1), in hexadecimal digits.
+    """
+
+    path: str
+    size: int
+    etag: str
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be trusted with a place on disk: no path out of the model, no name but a digest."""
+        parts = self.path.split("/")
+        inside = all(part not in ("", ".", "..") for part in parts) and "\0" not in self.path
+        return inside and self.size >= 0 and bool(_ETAG.fullmatch(self.etag))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One model at one commit.
+
+    Args:
+        repo: its name on the hub.
+        revision: what was asked for: a branch, a tag, a commit; empty for the hub's default.
+        commit: what that was.
+        files: those that were chosen of it.
+        pulled_at: when the hub was asked, Unix seconds.
+    """
+
+    repo: str
+    revision: str
+    commit: str
+    files: tuple[File, ...]
+    pulled_at: float = 0.0
+    version: int = field(default=VERSION)
+
+    @property
+    def subject(self) -> str:
+        """As people write it: `acme/tiny`, `acme/tiny@v2`."""
+        return subject_of(self.repo, self.revision)
+
+    @property
+    def unique(self) -> tuple[File, ...]:
+        """The files, each content once."""
+        return tuple({each.etag: each for each in self.files}.values())
+
+    @property
+    def size(self) -> int:
+        """All of it, in bytes."""
+        return sum(each.size for each in self.unique)
+
+
+def subject_of(repo: str, revision: str) -> str:
+    """A model and the revision that is meant, as people write it."""
+    return f"{repo}@{revision}" if revision else repo
+
+
+def split(subject: str) -> tuple[str, str]:
+    """The repository and the revision in what `subject_of` has written."""
+    repo, _, revision = subject.partition("@")
+    return repo, revision
+
+
+def to_table(manifest: Manifest) -> dict[str, Any]:
+    """As JSON has it."""
+    return asdict(manifest)
+
+
+def from_table(table: Any) -> Manifest | None:
+    """Reads what `to_table` made; None for anything else, also for paths and names that lead out of their place."""
+    try:
+        files = tuple(File(str(each["path"]), int(each["size"]), str(each["etag"])) for each in table["files"])
+        words = (str(table["repo"]), str(table["revision"]), str(table["commit"]))
+        manifest = Manifest(*words, files, float(table["pulled_at"]), int(table["version"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    sound = manifest.version == VERSION and bool(_COMMIT.fullmatch(manifest.commit))
+    return manifest if sound and all(each.is_sound for each in files) else None
+
+
+class Manifests:
+    """The manifests on disk, a file each.
+
+    Args:
+        directory: made when the first one is written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __iter__(self) -> Iterator[Manifest]:
+        for path in sorted(self._directory.glob("*.json")):
+            if (manifest := _read(path)) is not None:
+                yield manifest
+
+    def find(self, repo: str, revision: str) -> Manifest | None:
+        """What was pulled when this revision was asked for."""
+        found = _read(self._path(repo, revision))
+        return found if found and (found.repo, found.revision) == (repo, revision) else None
+
+    def put(self, manifest: Manifest) -> None:
+        """Keeps a manifest in the place of the one of the same revision. Raises OSError."""
+        path = self._path(manifest.repo, manifest.revision)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}")
+        with open(fresh, "w", encoding="utf-8") as file:
+            json.dump(to_table(manifest), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+
+    def drop(self, manifest: Manifest) -> None:
+        """Forgets a manifest."""
+        self._path(manifest.repo, manifest.revision).unlink(missing_ok=True)
+
+    def _path(self, repo: str, revision: str) -> Path:
+        subject = subject_of(repo, revision)
+        digest = hashlib.sha256(subject.encode()).hexdigest()[:8]
+        return self._directory / f"{re.sub('[^A-Za-z0-9.]+', '-', subject)[:80].strip('-.')}-{digest}.json"
+
+
+def _read(path: Path) -> Manifest | None:
+    with suppress(OSError, ValueError, RecursionError):
+        return from_table(json.loads(path.read_text(encoding="utf-8")))
+    return None
