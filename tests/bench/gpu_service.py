@@ -37,6 +37,7 @@ VARIABLES = {
     "HF_HUB_OFFLINE": "1",
 }
 FAKE = {
+    "HF_HUB_OFFLINE": "1",
     "FAKE_TOKENS": "2000",
     "FAKE_TOKENS_PER_S": "200",
     "FAKE_TREE": "1",

@@ -196,6 +196,7 @@ model = "models/tiny"
 [models.tiny.args]
 max-num-seqs = 4096
 [models.tiny.env]
+HF_HUB_OFFLINE = "1"
 """
 
 

@@ -27,7 +27,11 @@ DROP_IN = "/run/systemd/system/vllmd.service.d/test.conf"
 
 def model_table(**args: Any) -> dict[str, Any]:
     """The table of a model that the fake engine serves, with those flags."""
-    return {"model": "models/tiny", "args": args, "env": {"FAKE_CONTROL": CONTROL, "FAKE_LIFE_S": "0"}}
+    return {
+        "model": "models/tiny",
+        "args": args,
+        "env": {"FAKE_CONTROL": CONTROL, "FAKE_LIFE_S": "0", "HF_HUB_OFFLINE": "1"},
+    }
 
 
 @dataclass(frozen=True)

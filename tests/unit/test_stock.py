@@ -1,5 +1,6 @@
 """The cache of models on disk: where everything lies, what is known of it, and what its end really frees."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllmd.engine import stock
-from vllmd.engine.hub import Shelf, cache_of, is_name, is_offline
+from vllmd.engine.hub import Shelf, cache_of, is_name, is_offline, is_revision
 from vllmd.engine.manifest import File, Manifest, Manifests, from_table, to_table
 
 A, B, C = (letter * 64 for letter in "abc")
@@ -60,6 +61,11 @@ def test_names_on_a_hub(name: str) -> None:
 )
 def test_what_is_none(name: str) -> None:
     assert not is_name(name)
+
+
+def test_revisions_stay_below_their_directory() -> None:
+    assert all(map(is_revision, ("main", "v1.0", "refs/pr/7", "0123abcd", "feature/a+b")))
+    assert not any(map(is_revision, ("", "..", "a/../b", "/main", "a b", "a/", "-x", "é")))
 
 
 def test_where_the_cache_is() -> None:
@@ -135,5 +141,11 @@ def test_what_is_shared_stays_and_the_rest_is_free(shelf: Shelf) -> None:
     assert not shelf.blob(C).exists()
     assert not shelf.ref("v2").exists()
     assert shelf.ref("").exists()
+    with open(shelf.lock, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            stock.remove(shelf, {"1111"})
+    assert shelf.is_whole(ONE), "another process is about to change it"
     assert stock.remove(shelf, {"1111"}) == 7
+    assert stock.remove(shelf, {"1111"}) == 0
     assert not shelf.root.exists()

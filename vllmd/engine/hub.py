@@ -18,12 +18,20 @@ from vllmd.engine.manifest import Manifest
 _NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?(?<![.-])", re.ASCII)
 """As the hub has them: `gpt2`, `acme/tiny-1.5b`."""
 
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w./+-]{0,199}(?<![./])", re.ASCII)
+"""A branch, a tag or a commit; also the name of a file below `refs`."""
+
 _TRUE = ("1", "ON", "YES", "TRUE")
 
 
 def is_name(model: str) -> bool:
     """Whether `model` may be the name of a model on a hub: no path, no cloud's URI, no file."""
     return bool(_NAME.fullmatch(model)) and not model.endswith((".git", ".gguf", ".ipynb"))
+
+
+def is_revision(text: str) -> bool:
+    """Whether `text` may be a revision of a model."""
+    return bool(_REVISION.fullmatch(text))
 
 
 def is_offline(environ: Mapping[str, str]) -> bool:
@@ -61,6 +69,11 @@ class Shelf:
     def blobs(self) -> Path:
         """What its files hold."""
         return self.root / "blobs"
+
+    @property
+    def lock(self) -> Path:
+        """Whoever changes anything of it holds this, flock(2)."""
+        return self.root / ".vllmd.lock"
 
     def snapshot(self, commit: str) -> Path:
         """The model as it was at `commit`."""

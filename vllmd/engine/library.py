@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vllmd.engine import stock
-from vllmd.engine.hub import Shelf, cache_of, is_name, is_offline
+from vllmd.engine.hub import Shelf, cache_of, is_name, is_offline, is_revision
 from vllmd.engine.jobs import Job, Jobs, Kind
 from vllmd.engine.manifest import Manifests, split, subject_of
 from vllmd.engine.plan import Plan
@@ -105,10 +105,13 @@ class Library:
         """
         name, inner = split(name)
         revision = revision or inner
+        if revision and not is_revision(revision):
+            raise NotOnHub(f"{revision!r} is no name of a revision", "name a branch, a tag, or a commit")
         for plan in self._plans():
-            if plan.name == name or (plan.model.model == name and wanted_by(plan)):
-                if (found := wanted_by(plan)) is None:
-                    raise NotOnHub(f"{name} is no model on a hub: {plan.model.model}", "it is served as it is")
+            found = wanted_by(plan)
+            if plan.name == name and found is None:
+                raise NotOnHub(f"{name} is no model on a hub: {plan.model.model}", "it is served as it is")
+            if found and name in (plan.name, plan.model.model):
                 return Wanted(found.repo, revision or found.revision, found.patterns, found.environ)
         if not is_name(name):
             raise NotOnHub(f"{name!r} is no name of a model on a hub", "names look like  Qwen/Qwen2-7B-Instruct")
@@ -209,7 +212,10 @@ class Library:
         commits = stock.commits(wanted.shelf, known, split(name)[1])
         if not commits and not wanted.shelf.root.exists():
             raise NotOnHub(f"there is no {name} on this disk", "see:  vllmctl models --local")
-        freed = stock.remove(wanted.shelf, commits)
+        try:
+            freed = stock.remove(wanted.shelf, commits)
+        except BlockingIOError:
+            raise InUse(f"{wanted.repo} is in use by another process that fetches it", "wait for its end") from None
         for manifest in known:
             if manifest.commit in commits:
                 self._manifests.drop(manifest)

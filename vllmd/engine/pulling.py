@@ -47,8 +47,6 @@ SPARE_BYTES = 256 << 20
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-LOCK = ".vllmd.lock"
-
 
 class Verb(StrEnum):
     """What to do with a model."""
@@ -207,7 +205,7 @@ def _note(shelf: Shelf, manifest: Manifest) -> None:
 def _be_alone(shelf: Shelf, say: Say) -> None:
     """Nobody else changes the same model until this process ends: two would write into one file."""
     shelf.root.mkdir(parents=True, exist_ok=True)
-    lock = os.open(shelf.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(shelf.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,6 +4,7 @@ Snapshots share blobs: a file that did not change between two commits is there o
 what its end frees, and a blob goes with the last one that needs it.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,8 +62,19 @@ def commits(shelf: Shelf, manifests: Sequence[Manifest], revision: str) -> set[s
 
 
 def remove(shelf: Shelf, gone: Iterable[str]) -> int:
-    """Takes commits away, and all that nobody needs any more; returns how many bytes that freed."""
-    gone = set(gone)
+    """Takes commits away, and all that nobody needs any more; returns how many bytes that freed.
+
+    Raises:
+        BlockingIOError: another process works on the same model.
+    """
+    if not shelf.root.exists():
+        return 0
+    with open(shelf.lock, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _remove(shelf, set(gone))
+
+
+def _remove(shelf: Shelf, gone: set[str]) -> int:
     before = _used(shelf)
     for commit in gone:
         shutil.rmtree(shelf.snapshot(commit), ignore_errors=True)

@@ -1,0 +1,126 @@
+"""What a load needs of a hub: nothing where the model is there, or is vLLM's to find; and what is done in need."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback_hub import etag_of, serving
+
+from vllmd.config import EnvironmentSettings, Model, Paths
+from vllmd.engine.feed import Feed
+from vllmd.engine.jobs import Jobs
+from vllmd.engine.library import Library, as_configured, wanted_by
+from vllmd.engine.manifest import File, Manifest, Manifests
+from vllmd.engine.plan import Plan
+from vllmd.errors import HubUnreachable, InUse, NotOnHub
+from vllmd.wire import JobStatus
+
+NOBODY = "http://127.0.0.1:9"
+CONFIG = Manifest("acme/m", "", "c0ffee", (File("config.json", 2, etag_of("config.json", b"{}")),))
+
+Make = Callable[..., Plan]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Plans of a model on a hub, and of whatever else."""
+
+    def make(model: str = "acme/m", endpoint: str = NOBODY, args: Any = None, **env: str) -> Plan:
+        paths = Paths(state=str(tmp_path / "s"), runtime=str(tmp_path / "r"), cache=str(tmp_path / "c"))
+        around = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": endpoint, "PATH": "/usr/bin:/bin"}
+        return Plan("m", Model(model, args=args or {}, env=env), EnvironmentSettings(), paths, around)
+
+    return make
+
+
+def library_of(plan: Plan, jobs: Jobs | None = None) -> Library:
+    return Library(jobs or Jobs(Feed()), plan.state, plan.environ, lambda: [plan])
+
+
+async def provided(plan: Plan, told: Callable[[JobStatus], None] = lambda status: None) -> Path | None:
+    return await library_of(plan).provide(plan, told)
+
+
+def put(plan: Plan) -> Path:
+    """The model as a pull leaves it; returns where it lies."""
+    wanted = wanted_by(plan)
+    assert wanted is not None
+    Manifests(plan.state / "models").put(CONFIG)
+    snapshot = wanted.shelf.snapshot(CONFIG.commit)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes(b"{}")
+    return snapshot
+
+
+def test_what_is_asked_of_a_hub(make: Make, tmp_path: Path) -> None:
+    wanted = wanted_by(make(args={"revision": "v2"}, HF_HOME="/srv/hf"))
+    assert wanted is not None
+    assert (wanted.subject, wanted.shelf.root) == ("acme/m@v2", Path("/srv/hf/hub/models--acme--m"))
+    for model in (str(tmp_path), "s3://bucket/m", "acme/m:Q4_K_M", "./m"):
+        assert wanted_by(make(model)) is None, "it is served as it is, or is vLLM's to find"
+    assert wanted_by(make(args={"load-format": "dummy"})) is None
+
+
+def test_names_that_people_use(make: Make) -> None:
+    library = library_of(make(args={"revision": "v2"}, HF_HOME="/srv/hf"))
+    assert library.wanted("m") == library.wanted("acme/m")
+    assert library.wanted("m").subject == "acme/m@v2"
+    assert library.wanted("m@v3").subject == library.wanted("acme/m", "v3").subject == "acme/m@v3"
+    assert library.wanted("other/m").shelf.hub != library.wanted("m").shelf.hub, "each has its own surroundings"
+    for name in ("/srv/m", "", "acme/m@../x", "a b"):
+        with pytest.raises(NotOnHub):
+            library.wanted(name)
+    with pytest.raises(NotOnHub, match="is no model on a hub"):
+        library_of(make("s3://bucket/m")).wanted("m")
+
+
+async def test_what_is_there_costs_no_question(make: Make) -> None:
+    assert await provided(make(HF_HUB_OFFLINE="1")) is None, "nobody may be asked: vLLM says what is missing"
+    assert await provided(make("s3://bucket/m")) is None
+    assert await as_configured(make(), lambda status: None) is None
+    snapshot = put(make())
+    assert await provided(make()) == await provided(make(HF_HUB_OFFLINE="1")) == snapshot
+
+
+async def test_without_a_hub_the_cache_has_to_do(make: Make) -> None:
+    plan = make()
+    with pytest.raises(HubUnreachable, match="cannot be reached"):
+        await provided(plan)
+    wanted = wanted_by(plan)
+    assert wanted is not None
+    wanted.shelf.ref("").parent.mkdir(parents=True)
+    wanted.shelf.ref("").write_text("another program's")
+    assert await provided(plan) is None, "vLLM is to try it with what is there"
+
+
+async def test_what_is_missing_is_fetched_and_told(make: Make) -> None:
+    with serving() as hub:
+        commit = hub.put("acme/m", {"config.json": b"{}", "m.safetensors": b"x" * 1000})
+        plan, told = make(endpoint=hub.url), list[JobStatus]()
+        snapshot = await provided(plan, told.append)
+        assert snapshot is not None
+        assert (snapshot.name, sorted(each.name for each in snapshot.iterdir())) == (
+            commit,
+            ["config.json", "m.safetensors"],
+        )
+        assert {each.phase for each in told} >= {"asking the hub", "downloading"}
+        assert await provided(plan) == snapshot
+
+
+async def test_what_is_used_stays(make: Make) -> None:
+    plan, jobs = make(), Jobs(Feed())
+    library, snapshot = library_of(plan, jobs), put(plan)
+    with pytest.raises(InUse, match="acme/m is in use by chat, code"):
+        library.remove("m", ["chat", "code"])
+    job = library.verify(library.wanted("m"), repair=False)
+    with pytest.raises(InUse, match="by a job: verify"):
+        library.remove("m", [])
+    await job.result()
+    assert snapshot.exists()
+    (found,) = library.stored()
+    assert (found.repo, found.used_by, found.complete) == ("acme/m", ("m",), True)
+    library.remove("m", [])
+    assert not library.stored()
+    with pytest.raises(NotOnHub, match="there is no m on this disk"):
+        library.remove("m", [])
