@@ -27,7 +27,7 @@ OWN_FILES = 32
 """Descriptors that vllmd itself needs: sockets that listen, pipes to engines, files."""
 
 OWNERS = 8
-"""Connections beyond the most that whoever owns the daemon may have: they must be able to see to a house that is full."""
+"""Connections beyond the most that whoever owns the daemon may have: they must be able to see to a full house."""
 
 RETRY_AFTER_S = 5
 
