@@ -50,6 +50,9 @@ class Identity:
 
 IDENTITY = web.RequestKey("identity", Identity)
 
+IS_STRANGER = web.RequestKey("is_stranger", bool)
+"""Set where keys are asked for, and somebody comes in without one to what is open to anybody."""
+
 
 class Known(Protocol):
     """A connection that knows who is at its other end (`clients.Client`)."""
