@@ -7,7 +7,7 @@ import pytest
 from system.service import Service
 from waiting import until_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\nValueError: out of luck'
 

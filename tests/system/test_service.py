@@ -4,7 +4,7 @@ import pytest
 from system.service import Service
 from waiting import until_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_it_is_active_only_after_a_token(service: Service) -> None:
