@@ -270,7 +270,7 @@ class Daemon:
                 assert self.stop() == 0, self.log
                 assert sockets_stay or not self.socket.exists(), "the socket is left"
                 assert not list(self.folder.glob("r/*.*")), "a directory of an engine is left"
-            until_sync(lambda: not self.everybody(), "every process of vllmd to be gone", 10)
+            until_sync(lambda: not self.everybody(), "every process of vllmd to be gone")
             ugly = UGLY.search(self.log)
             assert not ugly, f"{ugly[0] if ugly else ''}:\n{self.log}"
         finally:
