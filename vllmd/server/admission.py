@@ -5,7 +5,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from vllmd import routes
 from vllmd.errors import Unauthenticated
-from vllmd.server.access import IDENTITY, Identity, of_key, peer_of
+from vllmd.server.access import IDENTITY, IS_STRANGER, Identity, of_key, peer_of
 from vllmd.server.accounts import Accounts
 from vllmd.server.keyring import Keyring
 
@@ -26,11 +26,15 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: fr
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        who = peer_of(request)
-        if keyring is None or who.uid is not None:
-            accounts.of(who)
-        elif not _is_one_of(open_to_all, request):
-            who = _with_key(request, keyring)
+        who, is_stranger = peer_of(request), False
+        if keyring is not None and who.uid is None:
+            try:
+                who = _with_key(request, keyring)
+            except Unauthenticated:
+                if not _is_one_of(open_to_all, request):
+                    raise
+                request[IS_STRANGER] = is_stranger = True
+        if not is_stranger:
             accounts.of(who)
         request[IDENTITY] = who
         return await handler(request)
