@@ -1,6 +1,7 @@
 """What a load needs of a hub: nothing where the model is there, or is vLLM's to find; and what is done in need."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ async def test_what_is_used_stays(make: Make) -> None:
     assert snapshot.exists()
     (found,) = library.stored()
     assert (found.repo, found.used_by, found.complete) == ("acme/m", ("m",), True)
+    # Another commit of it, of which nothing has come yet, goes by itself.
+    manifests = Manifests(plan.state / "models")
+    manifests.pending.put(replace(CONFIG, commit="beef01"))
+    assert [(each.commit, each.complete) for each in library.stored()] == [("beef01", False), ("c0ffee", True)]
+    library.remove("m@beef01", [])
+    assert (list(manifests), list(manifests.pending)) == ([CONFIG], [])
     library.remove("m", [])
     assert not library.stored()
     with pytest.raises(NotOnHub, match="there is no m on this disk"):

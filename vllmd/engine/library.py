@@ -18,7 +18,7 @@ from typing import Any
 from vllmd.engine import stock
 from vllmd.engine.hub import Shelf, cache_of, is_name, is_offline, is_revision
 from vllmd.engine.jobs import Job, Jobs, Kind
-from vllmd.engine.manifest import Manifests, split, subject_of
+from vllmd.engine.manifest import Manifest, Manifests, split, subject_of
 from vllmd.engine.plan import Plan
 from vllmd.engine.pulling import Order, Verb, encode
 from vllmd.engine.redaction import redacted, secrets_in
@@ -179,14 +179,14 @@ class Library:
         if not last.is_done:
             raise PullError(f"the program that fetches {wanted.repo} ended with status {status}", "see the log")
         manifest = self._manifests.find(wanted.repo, wanted.revision)
-        assert manifest is not None, "it was written before anything was fetched"
+        assert manifest is not None, "it is written before all is said to be done"
         return wanted.shelf.snapshot(manifest.commit)
 
     # ── to look at them, and to be rid of them ──
 
     def stored(self) -> list[LocalModel]:
         """What is on the disk. Reads directories: not for the event loop."""
-        return [each for hub in self._hubs() for each in stock.listing(hub, tuple(self._manifests), self._users())]
+        return [each for hub in self._hubs() for each in stock.listing(hub, self._known(), self._users())]
 
     def remove(self, name: str, users: Iterable[str]) -> int:
         """Takes a model off the disk, or with `@REVISION` one of its commits. Not for the event loop.
@@ -208,7 +208,7 @@ class Library:
         for kind in (Kind.PULL, Kind.VERIFY):
             if any(split(each.subject)[0] == wanted.repo and each.kind is kind for each in self._running()):
                 raise InUse(f"{wanted.repo} is in use by a job: {kind}", "see:  vllmctl jobs")
-        known = [each for each in self._manifests if each.repo == wanted.repo]
+        known = [each for each in self._known() if each.repo == wanted.repo]
         commits = stock.commits(wanted.shelf, known, split(name)[1])
         if not commits and not wanted.shelf.root.exists():
             raise NotOnHub(f"there is no {name} on this disk", "see:  vllmctl models --local")
@@ -216,15 +216,20 @@ class Library:
             freed = stock.remove(wanted.shelf, commits)
         except BlockingIOError:
             raise InUse(f"{wanted.repo} is in use by another process that fetches it", "wait for its end") from None
-        for manifest in known:
-            if manifest.commit in commits:
-                self._manifests.drop(manifest)
+        for manifests in (self._manifests, self._manifests.pending):
+            for each in list(manifests):
+                if each.repo == wanted.repo and each.commit in commits:
+                    manifests.drop(each)
         return freed
 
     def uses(self, plan: Plan, name: str) -> bool:
         """Whether a plan's engine is made of the repository that is meant by `name`."""
         mine, other = wanted_by(plan), self.wanted(name)
         return mine is not None and mine.shelf == other.shelf
+
+    def _known(self) -> list[Manifest]:
+        """All of whatever was pulled, or is about to be."""
+        return [*self._manifests, *self._manifests.pending]
 
     def _running(self) -> Iterator[Job[Any]]:
         return (each for each in self._jobs.values() if not each.is_over)

@@ -1,8 +1,8 @@
 """What a model consists of, pinned: its commit, and each file with its size and digest. Kept in the state directory.
 
-A revision such as `main` moves; what was pulled does not, until somebody pulls again. The manifest is written before
-the first byte comes, so that an interrupted pull goes on with the same commit, and stays as the measure by which the
-files on disk are whole, verified, or broken.
+A revision such as `main` moves; what was pulled does not, until somebody pulls again. A manifest is written before the
+first byte comes, so that an interrupted pull goes on with the same commit; but it is *pending*, and takes the place of
+the one before only when all is there. Then it is the measure by which the files on disk are whole, or broken.
 """
 
 import hashlib
@@ -116,6 +116,11 @@ class Manifests:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+
+    @property
+    def pending(self) -> "Manifests":
+        """Those of which not all has come yet."""
+        return Manifests(self._directory / "pending")
 
     def __iter__(self) -> Iterator[Manifest]:
         for path in sorted(self._directory.glob("*.json")):

@@ -148,6 +148,8 @@ def carry_out(order: Order, say: Say) -> None:
     try:
         _be_alone(shelf, say)
         agreed = None if order.verb == Verb.PULL else manifests.find(order.repo, order.revision)
+        if order.verb == Verb.COMPLETE and agreed is None:
+            agreed = manifests.pending.find(order.repo, order.revision)
         if order.verb in (Verb.VERIFY, Verb.REPAIR) and agreed:
             verify(agreed, shelf, say, is_repaired=order.verb == Verb.REPAIR)
         if order.verb != Verb.VERIFY:
@@ -160,13 +162,15 @@ def _pull(order: Order, agreed: Manifest | None, shelf: Shelf, hub: Hub, manifes
     if agreed is None:
         say("progress", ["asking the hub", None, None])
         agreed = hub.manifest(order.repo, order.revision, order.patterns)
-        manifests.put(agreed)
     manifest = agreed
     free = shutil.disk_usage(shelf.root).free
     check_room(manifest.size - shelf.there(manifest), free, manifest.subject, shelf.hub)
+    manifests.pending.put(manifest)
     with _telling(shelf, manifest, say):
         _fetch_all(manifest, shelf, lambda file: hub.place(manifest, file))
     _note(shelf, manifest)
+    manifests.put(manifest)
+    manifests.pending.drop(manifest)
 
 
 def check_room(need: int, free: int, subject: str, hub: Path) -> None:
