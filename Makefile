@@ -27,7 +27,7 @@ stop: setup      ## end the demo
 test: setup      ## all tests, those on the real vLLM included
 	@packaging/test-tools.sh
 	@$(IN)python packaging/demo/prepare.py --state "$${XDG_CACHE_HOME:-$$HOME/.cache}/vllmd/demo" >/dev/null
-	@$(IN)python -m pytest
+	@tests/all.sh $(IN)python
 
 fast: setup      ## the tests that need no real vLLM
 	@$(IN)python -m pytest -m "not real"

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from daemons import Daemon
 from playwright.sync_api import expect
 from waiting import until_sync
@@ -13,6 +14,8 @@ from page.browser import Tab
 from page.conftest import Visit
 
 LOOPS = ("uvloop",)
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def last_request(daemon: Daemon) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from page.conftest import Visit
 
 LOOPS = ("uvloop",)
 
+pytestmark = pytest.mark.timeout(300)
+
 ELSEWHERE = "http://198.51.100.7/x"
 
 ATTACKS = [

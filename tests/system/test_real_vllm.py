@@ -109,7 +109,7 @@ def test_the_sum_of_its_memory_is_what_the_engine_reports(service: Service) -> N
     """`vllmctl plan MODEL` against vLLM's own account of its KV cache, and of the weights' files."""
     (line,) = service.engine_lines("cache_config_info")
     reported = dict(re.findall(r'(\w+)="([^"]*)"', line))
-    plan = service.ctl("plan", demo.MODEL, "--json")
+    plan = service.ctl("plan", prepare.MODEL, "--json")
     assert plan.returncode == 0, plan.stderr
     sum_ = fit(json.loads(plan.stdout))
     assert sum_.verdict in ("yes", "tight"), sum_
@@ -126,7 +126,7 @@ def test_the_sum_of_its_memory_is_what_the_engine_reports(service: Service) -> N
     assert checkpoint, log
     assert sum_.weights_bytes
     assert f"{sum_.weights_bytes / (1 << 30):.2f}" == checkpoint[1]
-    assert service.ctl("plan", demo.MODEL, "--max-model-len", "1000000").returncode == 1
+    assert service.ctl("plan", prepare.MODEL, "--max-model-len", "1000000").returncode == 1
 
 
 def test_a_pipeline_goes_through(service: Service, tmp_path: Path) -> None:
