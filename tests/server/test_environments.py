@@ -1,7 +1,7 @@
 """Versions of vLLM side by side: installed, used, and left again by themselves where they bring no token.
 
-The versions are the fake engine in wheels made here: 1 and 2 serve, 3 dies at its start, 4 listens and never answers,
-5 is for another kind of machine, and 9 never tells its version, so that its installation lasts as long as a test likes.
+The versions are the fake engine in wheels made here: 1 and 2 serve, 3 dies at its start, 4 refuses what it is asked, 5
+listens and never answers, and 9 never tells its version, so that its installation lasts as long as a test likes.
 """
 
 import asyncio
@@ -22,11 +22,12 @@ HANGS = "import subprocess; subprocess.run(['sleep', '600'])"
 VERSIONS: dict[str, str] = {
     "1": engine(),
     "2": engine(),
-    "3": engine({"start_end": "exit:1", "ready_after_s": 1.5}),
-    "4": engine({"fault": "hang"}),
+    "3": engine({"start_end": "exit:1", "ready_after_s": 3}),
+    "4": engine({"fault": "http:400"}),
+    "5": engine({"fault": "hang"}),
     "9": engine(before=HANGS),
 }
-PATIENCE = {"startup_stall_s": 4, "probe_timeout_s": 1, "stall_s": 1, "restart_limit": 5, "backoff_max_s": 0.1}
+PATIENCE = {"startup_stall_s": 10, "probe_timeout_s": 1, "stall_s": 1, "restart_limit": 5, "backoff_max_s": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def several(wheels: Path) -> Iterator[Daemon]:
-    """A daemon with the versions 1 to 4 installed, whose model runs in 1."""
+    """A daemon with the versions 1 to 5 installed, whose model runs in 1."""
     with running(Daemon(environ=settings(wheels), supervision=PATIENCE)) as daemon:
-        for version in "1234":
+        for version in "12345":
             assert outcome(daemon, install(daemon, version))["state"] == "done"
         assert outcome(daemon, use(daemon, "1"))["state"] == "done"
         yield daemon
@@ -116,15 +117,18 @@ async def test_an_upgrade_loses_no_request(versions: Daemon) -> None:
     after = runs_in(versions)
     assert (before[:6], after[:6]) == ("vllm-1", "vllm-2")
     found = installed(versions)
-    assert [each for each in "1234" if found[each]["current"]] == ["2"]
+    assert [each for each in "12345" if found[each]["current"]] == ["2"]
     assert found["2"]["models"] == ["tiny"]
     assert found["1"]["bytes"] > 10_000
 
 
-@pytest.mark.parametrize(("version", "why"), [("3", "exited with status 1"), ("4", "showed no sign of progress")])
+@pytest.mark.parametrize(
+    ("version", "why"),
+    [("3", "exited with status 1"), ("4", "refuses a request for one token"), ("5", "showed no sign of progress")],
+)
 async def test_one_that_brings_no_token_makes_way_for_the_old_one(versions: Daemon, version: str, why: str) -> None:
     job = use(versions, version)
-    await until(lambda: versions.model().state == "starting", "the trial to begin")
+    await until(lambda: versions.model().state != "ready", "the trial to begin")
     held = asyncio.create_task(versions.unix.ask("/api/prompt", {"prompt": "meanwhile", "stream": False}))
     failed = await asyncio.to_thread(outcome, versions, job)
     assert (failed["state"], failed["code"]) == ("failed", "trial_failed")
@@ -138,7 +142,7 @@ async def test_one_that_brings_no_token_makes_way_for_the_old_one(versions: Daem
 
 
 async def test_a_trial_that_is_called_off_ends_where_it_began(versions: Daemon) -> None:
-    job = use(versions, "4")
+    job = use(versions, "5")
     await until(lambda: versions.model().state == "starting", "the trial to begin")
     held = asyncio.create_task(versions.unix.ask("/api/prompt", {"prompt": "meanwhile", "stream": False}))
     assert versions.fetch(f"/api/jobs/{job['id']}", "DELETE")[0] in (200, 202)

@@ -213,14 +213,17 @@ class Supervisor:
             self._publish()  # whoever waits for the engine looks again
 
     async def renew(self, plan: Plan) -> None:
-        """Runs something else from now on; returns when the engine that is there has begun to end.
+        """Runs something else from now on; returns when the old engine has begun to end, or the next one to start.
 
         A model that was unloaded stays so. One that was given up is tried again.
         """
-        self.plan = plan
-        if self.engine.state is not State.STOPPED:
-            self.post(Restart())
-            await self.wait_for(*(each for each in State if each not in (State.READY, State.UNHEALTHY)))
+        self.plan, before, seen = plan, self.engine, self._feed.last
+        if before.state is State.STOPPED:
+            return
+        self.post(Restart())
+        while self.engine.state not in (State.STOPPING, State.STOPPED) and self.engine.generation == before.generation:
+            await self._feed.after(seen)
+            seen = self._feed.last
 
     def adopt(self, kept: Kept) -> None:
         """Goes on with an engine that an earlier vllmd has started, and that suits the plan (`Kept.obstacle`)."""
