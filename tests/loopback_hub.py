@@ -48,7 +48,8 @@ class LoopbackHub:
     Attributes:
         repos: name → commit → path → content.
         heads: name → revision → commit.
-        sent: path in the store → bytes that were sent of it.
+        sent: digest → bytes that were sent of it, also those that nobody read any more.
+        begun: digest → where the store was asked to begin, in order.
         asked: (port's name, method, path, Authorization), in order.
     """
 
@@ -61,6 +62,7 @@ class LoopbackHub:
         self.faults = Faults()
         self._etags: dict[tuple[bool, int], str] = {}
         self.sent: dict[str, int] = {}
+        self.begun: dict[str, list[int]] = {}
         self.asked: list[tuple[str, str, str, str]] = []
         self.may_end = threading.Event()
         self.lock = threading.Lock()
@@ -245,6 +247,7 @@ class _Store(_Handler):
             content = content[: len(content) // 2]
         ranged = None if faults.ignore_range else re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         begin = int(ranged[1]) if ranged else 0
+        self.world.begun.setdefault(etag, []).append(begin)
         if begin >= len(content) and ranged:
             return self.answer(416, {"Content-Range": f"bytes */{len(content)}"})
         self.send_response(206 if ranged else 200)
