@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 from daemons import LAUNCHERS, Daemon, running
+from hypothesis import HealthCheck, settings
 from waiting import until_sync
+
+# On a machine that is busy with other things, how long an example takes says nothing.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

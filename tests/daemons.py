@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -269,7 +270,7 @@ class Daemon:
                 assert self.stop() == 0, self.log
                 assert sockets_stay or not self.socket.exists(), "the socket is left"
                 assert not list(self.folder.glob("r/*.*")), "a directory of an engine is left"
-            until_sync(lambda: not self.everybody(), "every process of vllmd to be gone", 10)
+            until_sync(lambda: not self.everybody(), "every process of vllmd to be gone")
             ugly = UGLY.search(self.log)
             assert not ugly, f"{ugly[0] if ugly else ''}:\n{self.log}"
         finally:
@@ -312,10 +313,16 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def free_port() -> int:
-    """A TCP port that nobody had a moment ago."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A TCP port that nobody had a moment ago.
+
+    None of those that the kernel gives to whoever connects (ip(7), ip_local_port_range: from 32768 on): between this
+    moment and the one in which somebody listens there, any connection could take it.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a hundred ports are taken")
 
 
 def toml(table: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -185,15 +185,21 @@ async def _until_stopped(
     """Waits for SIGTERM or SIGINT, or until nobody has wanted anything for long; SIGHUP reloads."""
     waiting = asyncio.ensure_future(idle)
     told = asyncio.ensure_future(_obey(signals, reload))
-    await asyncio.wait([waiting, told], return_when=asyncio.FIRST_COMPLETED)
+    ended, _ = await asyncio.wait([waiting, told], return_when=asyncio.FIRST_COMPLETED)
     for each in (waiting, told):
         each.cancel()
+    for each in ended:
+        each.result()  # a mistake of ours is no wish to end: systemd shall see it
 
 
 async def _obey(signals: "asyncio.Queue[signal.Signals]", reload: Reload) -> None:
     while await signals.get() is signal.SIGHUP:
-        with suppress(VllmdError):  # which the log has told already
+        try:
             reload.now()
+        except VllmdError:
+            pass  # the log has told it already
+        except Exception:
+            log.exception("reload: unforeseen error")
 
 
 def _plans(config: Config) -> list[Plan]:

@@ -130,7 +130,7 @@ def read(path: Path, *, is_credential: bool = False) -> tuple[Key, ...]:
         ConfigError: it cannot be read, others may read or write it, or it is no key file.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
             if complaint := "" if is_credential else _complaint(os.fstat(file.fileno()), os.geteuid()):
                 raise ConfigError([f"{path}: {complaint}"], f"chmod 600 {path}")
             data = file.read(MOST_BYTES + 1)
@@ -145,6 +145,11 @@ def read(path: Path, *, is_credential: bool = False) -> tuple[Key, ...]:
         raise ConfigError([f"{path}: it is not UTF-8"]) from None
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems], error.hint) from None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens what is there without waiting: a pipe that nobody writes to would hold up the daemon for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _complaint(facts: os.stat_result, uid: int) -> str:

@@ -33,6 +33,9 @@ class Word:
             os.close(self.fd)
 
 
+WATCHDOG = Word("WATCHDOG=1")
+
+
 class Notifier:
     """Speaks to the service manager that started the daemon, if one did. A context manager, which ends the talk.
 
@@ -77,8 +80,11 @@ class Notifier:
         self._say(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def watchdog(self) -> None:
-        """The event loop still turns."""
-        self._say("WATCHDOG=1")
+        """The event loop still turns. Where that waits to be said it need not be said twice, and make others way."""
+        if WATCHDOG in self._unsaid:
+            self._say_all()
+        else:
+            self._say(WATCHDOG.text)
 
     def reloading(self) -> None:
         """The configuration is being read anew. Before the first token nothing is told of it: the start goes on."""
@@ -117,6 +123,9 @@ class Notifier:
         self._unsaid.append(Word(text, fd))
         if len(self._unsaid) > UNSAID:
             self._unsaid.popleft().close()
+        self._say_all()
+
+    def _say_all(self) -> None:
         while self._unsaid:
             try:
                 _send(self._notifier, self._unsaid[0])

@@ -24,7 +24,7 @@ from vllmd.engine.verdict import Exit
 from vllmd.errors import EngineError
 
 MARK = "TEST_PROCESS"
-DIES_WITHIN_S = 5.0
+DIES_WITHIN_S = 30.0
 
 PRELUDE = """
 import os, signal, sys, time

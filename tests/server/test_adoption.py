@@ -75,7 +75,7 @@ def test_an_adopted_engine_that_brings_no_token_is_replaced() -> None:
 async def test_a_start_goes_on_under_the_next_vllmd() -> None:
     with served(knobs={"ready_after_s": 0}) as service:
         daemon = service.daemon
-        daemon.control(ready_after_s=4)
+        daemon.control(ready_after_s=10)  # longer than one vllmd takes to follow another on a slow machine
         daemon.order("restart")
         await until(lambda: daemon.model().state == "starting" and daemon.model().pid, "the second engine to start")
         engine = daemon.engine_pid
@@ -94,7 +94,7 @@ def test_the_end_of_the_service_is_the_end_of_a_kept_engine() -> None:
         assert daemon.stop() == 0
         assert processes(daemon)[1], "vllmd leaves it to systemd to let go of it"
         service.manager.drop()
-        until_sync(lambda: not daemon.everybody(), "everything to be gone with the store", 10)
+        until_sync(lambda: not daemon.everybody(), "everything to be gone with the store")
 
 
 def test_kill_9_of_vllmd_leaves_the_engine_to_the_next_one_and_to_nobody_else() -> None:
@@ -108,7 +108,7 @@ def test_kill_9_of_vllmd_leaves_the_engine_to_the_next_one_and_to_nobody_else() 
         daemon.signal(signal.SIGKILL)
         daemon.wait()
         service.manager.drop()
-        until_sync(lambda: not daemon.everybody(), "everything to be gone with the store", 10)
+        until_sync(lambda: not daemon.everybody(), "everything to be gone with the store")
 
 
 def test_an_adopted_engine_dies_like_any_other() -> None:

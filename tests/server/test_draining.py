@@ -117,7 +117,7 @@ async def test_nothing_new_begins(start: Start) -> None:
             await exchange.leave()
             return False
 
-        await until(is_refused, "new connections to be refused", 5)
+        await until(is_refused, "new connections to be refused")
     for reader, writer in idle:
         writer.write(request(CHAT, HELLO))
         answer = await Exchange(reader, writer).end()

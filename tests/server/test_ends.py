@@ -66,7 +66,7 @@ def asked(
 async def rest(client: socket.socket) -> bytes:
     """What comes until the connection ends."""
     got = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while data := await asyncio.get_running_loop().sock_recv(client, 65536):
             got += data
     return got
@@ -291,7 +291,7 @@ async def thinking(daemon: Daemon) -> AsyncIterator[asyncio.Event]:
 
 async def test_whoever_is_shown_no_thoughts_is_kept_awake_meanwhile(odd: Daemon) -> None:
     async with thinking(odd) as enough, odd.unix.stream(PROMPT, {"prompt": "x"}) as answer:
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(20):
             await answer.until(b": ", 3)
         assert all(each.comment for each in answer.events)
         enough.set()

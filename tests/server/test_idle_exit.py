@@ -75,6 +75,7 @@ def listens_no_more(port: int) -> bool:
             return True
 
 
+@pytest.mark.timeout(300)  # some ten vllmds, one after the other
 async def test_no_request_is_lost_however_it_meets_the_end() -> None:
     """Clients come one after the other with pauses of about the time after which it ends; the next vllmd is started
     whenever one has ended, as systemd would."""

@@ -135,6 +135,19 @@ async def test_only_a_key_of_scope_admin_administers(guarded: Guarded) -> None:
         assert (await guarded.ask(path, guarded.boss, body)).status == done
 
 
+async def test_a_stranger_learns_that_the_service_is_not_ready_and_not_why(guarded: Guarded) -> None:
+    daemon = guarded.daemon
+    assert daemon.order("unload", wait=True)[0] == 200
+    try:
+        for headers in ({}, shows("nonsense")):
+            answer = await daemon.tcp.ask("/ready", headers=headers)
+            assert (answer.status, "tiny" in answer.body.decode()) == (503, False)
+        for known in (await guarded.ask("/ready", guarded.ci), await daemon.unix.ask("/ready")):
+            assert (known.status, known.error["message"]) == (503, "tiny is not loaded")
+    finally:
+        assert daemon.order("load", wait=True)[0] == 200
+
+
 async def test_a_key_s_requests_are_its_own(guarded: Guarded) -> None:
     daemon = guarded.daemon
     daemon.control(**SLOW)

@@ -123,6 +123,22 @@ async def test_an_engine_that_is_to_be_another_is_replaced_when_its_requests_hav
         assert daemon.journal("start")[-1]["argv"].count("--max-model-len") == 1
 
 
+async def test_a_change_that_is_taken_back_while_requests_run_costs_no_engine() -> None:
+    with started(knobs={"tokens": 60, "tokens_per_s": 20}) as daemon:
+        engine = daemon.engine_pid
+        running = await daemon.unix.open(CHAT, STREAM)
+        await running.until(b"tok1")
+        for args in ({"max-model-len": 99}, {}):
+            daemon.configure(args, {})
+            assert keys(reload(daemon)) == ["models.tiny.args.max-model-len"]
+        waiting = await daemon.unix.open(CHAT, STREAM)
+        for each in (running, waiting):
+            await each.end()
+            await each.leave()
+            assert each.whole
+        assert (daemon.engine_pid, daemon.model().generation) == (engine, 1)
+
+
 async def test_who_does_not_end_in_time_is_continued_by_the_new_engine() -> None:
     with started(knobs={"tokens": 200, "tokens_per_s": 20}, relay={"drain_s": 0.5}) as daemon:
         running = await daemon.unix.open(CHAT, STREAM)
@@ -130,9 +146,11 @@ async def test_who_does_not_end_in_time_is_continued_by_the_new_engine() -> None
         daemon.configure({"max-model-len": 99}, {"relay": {"drain_s": 0.5}})
         reload(daemon)
         await until(lambda: daemon.model().generation == 2, "the engine to be replaced")
-        daemon.control(tokens=200)
+        daemon.control()
         await running.end()
         await running.leave()
+        assert running.whole
+        assert dict(running.trailers)["x-vllmd-continued"] == "1"
 
 
 def test_models_come_and_go_and_the_others_stay() -> None:

@@ -179,7 +179,7 @@ async def test_a_reader_that_does_not_take_the_last_kilobytes_is_cut(
     for tokens in range(100, 3000, 60) if kind == "chat" else range(500, 12000, 400):
         daemon.control(tokens=tokens)
         with reader(daemon, kind, door=door) as stopped:
-            await until(lambda: daemon.journal("end"), "the engine to be done", 5)
+            await until(lambda: daemon.journal("end"), "the engine to be done")
             await idle(daemon)
             assert await stopped.ends_well() == (CUT not in daemon.log)
         if CUT in daemon.log:
@@ -212,7 +212,7 @@ async def test_stopped_readers_whose_engine_dies_leave_nothing(start: Start, loo
         os.kill(daemon.engine_pid, signal.SIGKILL)
         await until(lambda: daemon.model().generation == 2 and daemon.model().state == "ready", "the next engine")
         await idle(daemon)
-        await until(lambda: descriptors(daemon) <= open_before, "their connections to be gone", 10)
+        await until(lambda: descriptors(daemon) <= open_before, "their connections to be gone")
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -224,5 +224,5 @@ async def test_a_whole_answer_that_is_not_read_is_cut_off(start: Start, loop: st
         for kind, door in ALL:
             stack.enter_context(reader(daemon, kind, door=door, stream=False, max_tokens=100))
         await until(lambda: len(daemon.journal("end")) >= 4, "the engine to be done")
-        await until(lambda: descriptors(daemon) <= open_before, "their connections to be gone", 10)
+        await until(lambda: descriptors(daemon) <= open_before, "their connections to be gone")
     assert daemon.log.count(CUT) == 4

@@ -172,7 +172,7 @@ async def test_kill_9_of_vllmd_leaves_no_process(state: str, loop: str) -> None:
         await until(lambda: len(daemon.everybody()) == 6, "vllmd, guard, vLLM, core, worker and the stray to be there")
         daemon.signal(signal.SIGKILL)
         daemon.wait()
-        await until(lambda: not daemon.everybody(), "everything to be gone with vllmd", 5)
+        await until(lambda: not daemon.everybody(), "everything to be gone with vllmd")
     finally:
         daemon.see_to_its_end()
 

@@ -112,7 +112,8 @@ class Machine:
         self("sh", "-c", f"kill -{signal} {pid}")
 
     def journal(self, *options: str) -> str:
-        """The lines of its journal."""
+        """The lines of its journal, with all that was said until now: journald is behind on a busy machine."""
+        self.run("journalctl", "--sync")
         return self.run("journalctl", "--no-pager", "--output=cat", *options).stdout
 
     def reboot(self) -> None:

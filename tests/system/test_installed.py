@@ -9,7 +9,7 @@ from system.machine import Machine
 from system.service import Service, model_table
 from waiting import until_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 UNITS = Path(__file__).parents[2] / "systemd"
 TOKEN = "/etc/credstore/vllmd.hub-token"

@@ -12,7 +12,7 @@ from system.debian import root_of
 from system.machine import Machine, booted
 from system.service import Service
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 OWN = "/etc/systemd/system/vllmd.service.d/own.conf"
 

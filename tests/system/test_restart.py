@@ -8,7 +8,7 @@ from steady_load import CHAT
 from system.service import Service, model_table
 from waiting import until, until_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
 

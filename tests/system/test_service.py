@@ -4,7 +4,7 @@ import pytest
 from system.service import Service
 from waiting import until_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_it_is_active_only_after_a_token(service: Service) -> None:
@@ -30,18 +30,18 @@ def test_systemctl_status_says_how_far_the_start_is(service: Service) -> None:
 
 def test_a_start_may_take_longer_than_its_timeout_while_something_moves(service: Service) -> None:
     service.stop()
-    service.control(ready_after_s=7)
-    with service.drop_in("TimeoutStartSec=3s"):
+    service.control(ready_after_s=12)
+    with service.drop_in("TimeoutStartSec=8s"):  # in which vllmd itself must have started
         service.start()
         assert service.show("Result") == "success"
         took_us = int(service.show("ActiveEnterTimestampMonotonic")) - int(
             service.show("InactiveExitTimestampMonotonic")
         )
-        assert took_us > 6_000_000
+        assert took_us > 11_000_000
 
 
 def test_a_hung_loop_is_killed_by_the_watchdog_and_serves_again(service: Service) -> None:
-    with service.drop_in("WatchdogSec=2s\nTimeoutAbortSec=1s\nRestartSec=100ms"):
+    with service.drop_in("WatchdogSec=5s\nTimeoutAbortSec=1s\nRestartSec=100ms"):
         service.restart()
         hung = service.pid
         service.machine.kill(hung, "STOP")

@@ -9,7 +9,7 @@ from steady_load import CHAT, SIMPLE, question, steady
 from system.service import SOCKET, Service
 from waiting import until, until_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 TOKENS = 12
 TEXT = " ".join(f"tok{number}" for number in range(TOKENS))

@@ -8,7 +8,7 @@ from system.machine import Machine
 from system.service import Service
 from waiting import until_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 HOME = "/home/bob"
 UID = 4711

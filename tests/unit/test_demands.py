@@ -11,7 +11,7 @@ from vllmd import routes
 from vllmd.config import Model
 from vllmd.errors import RequestError
 from vllmd.limits import Limits
-from vllmd.server.demands import LONGEST, PRIORITISED, additions, check, with_additions
+from vllmd.server.demands import LONGEST, PRIORITISED, SHORT, additions, check, with_additions
 from vllmd.server.openai import INFERENCE
 
 CHAT, COMPLETIONS = routes.CHAT_COMPLETIONS, "/v1/completions"
@@ -31,6 +31,14 @@ LIMITS = Limits(answers=8, max_tokens=100)
         (CHAT, {"max_completion_tokens": 10**400}, "max_completion_tokens"),
         ("/v1/responses", {"max_output_tokens": 101}, "max_output_tokens"),
         ("/v1/messages", {"max_tokens": 101}, "max_tokens"),
+        # What pydantic takes for a whole number as well.
+        (CHAT, {"n": "9"}, "n"),
+        (CHAT, {"n": 9.0}, "n"),
+        (CHAT, {"n": " 9.0 "}, "n"),
+        (COMPLETIONS, {"prompt": ["x"] * 3, "n": "3"}, "n"),
+        (CHAT, {"max_tokens": "1_000"}, "max_tokens"),
+        (CHAT, {"max_completion_tokens": 1e300}, "max_completion_tokens"),
+        (CHAT, {"max_tokens": "9" * 400}, "max_tokens"),
     ],
 )
 def test_too_much_is_refused_by_name(path: str, table: dict[str, Any], param: str) -> None:
@@ -52,6 +60,8 @@ def test_too_much_is_refused_by_name(path: str, table: dict[str, Any], param: st
         (CHAT, {"n": "many", "max_tokens": None, "best_of": True}),
         (CHAT, {"n": -5, "max_tokens": float("nan")}),
         (CHAT, {"n": None}),
+        (CHAT, {"n": "nan", "max_tokens": float("-inf")}),
+        (CHAT, {"n": "8", "max_tokens": "100"}),
         ("/v1/embeddings", {"input": ["x"] * 1000}),
     ],
 )
@@ -62,12 +72,18 @@ def test_the_rest_is_the_engine_s_to_judge(path: str, table: dict[str, Any]) -> 
 
 def test_whoever_says_no_length_gets_the_longest_where_there_is_one() -> None:
     for path, field in LONGEST.items():
-        assert additions({}, path, LIMITS, None) == {field: 100}
+        assert additions({}, path, LIMITS, None) == ({} if path in SHORT else {field: 100})
         assert additions({field: None}, path, LIMITS, None) == {field: 100}
         assert additions({field: 5}, path, LIMITS, None) == {}
         assert additions({}, path, Limits(), None) == {}
     assert additions({"max_tokens": 5}, CHAT, LIMITS, None) == {}
     assert additions({}, "/v1/embeddings", LIMITS, None) == {}
+
+
+def test_where_the_engine_is_briefer_than_the_longest_it_stays_so() -> None:
+    assert additions({}, COMPLETIONS, Limits(max_tokens=16), None) == {}
+    assert additions({}, COMPLETIONS, Limits(max_tokens=15), None) == {"max_tokens": 15}
+    assert additions({"max_tokens": None}, COMPLETIONS, Limits(max_tokens=100), None) == {"max_tokens": 100}
 
 
 def test_priorities_are_told_only_to_a_scheduler_that_minds_them() -> None:

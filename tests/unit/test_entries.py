@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmd.engine.entries import ORDINARY, WINDOW_S, Entries, Entry
+from vllmd.engine.entries import MOST_BARS, ORDINARY, WINDOW_S, Entries, Entry
 
 FAULTS = Path(__file__).parents[1] / "fixtures" / "faults"
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
@@ -84,6 +84,17 @@ def test_of_a_bar_the_first_and_the_last_state_of_each_second_are_told() -> None
     assert found[-1].text == bars[-1]
     assert 5 <= len(found) <= 8, "five seconds of it"
     assert len(entries(["Capturing (PIECEWISE):  43%|████▎  | 22/51", "Capturing (FULL):  43%|████▎  | 22/51"])) == 2
+
+
+def test_what_only_looks_like_bars_is_bounded_like_any_other_line() -> None:
+    """A client whose prompt is logged (enable-log-requests) may write what it likes."""
+    made, now, told = Entries(), 1.0, 0
+    for number in range(2 * ORDINARY):
+        told += len(list(made.feed(f"Received request {number}: prompt: '5%| please'", now)))
+        told += len(list(made.feed(f"Received request {number}: prompt: '6%| please'", now)))
+    assert told == ORDINARY
+    assert len(made._bars) <= MOST_BARS
+    assert list(made.rest())[-1].text.endswith("are not logged")
 
 
 def test_a_burst_keeps_its_errors_and_is_counted() -> None:

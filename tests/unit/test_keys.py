@@ -96,7 +96,8 @@ def test_what_is_no_file_of_keys(tmp_path: Path) -> None:
         file.chmod(0o600)
         with pytest.raises(ConfigError):
             keys.read(file)
-    for path in (tmp_path, tmp_path / "missing", Path("/dev/zero")):
+    os.mkfifo(tmp_path / "pipe", 0o600)  # which nobody writes to: it is not waited for
+    for path in (tmp_path, tmp_path / "missing", Path("/dev/zero"), tmp_path / "pipe"):
         with pytest.raises(ConfigError):
             keys.read(path)
 

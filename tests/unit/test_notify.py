@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllmd.notify import Notifier
+from vllmd.notify import UNSAID, Notifier
 
 
 @pytest.fixture
@@ -142,6 +142,21 @@ def test_a_systemd_that_no_longer_listens_is_a_warning(
     assert [each.levelno for each in caplog.records] == [logging.WARNING] * 2
     assert "WATCHDOG" in caplog.records[0].message
     assert "secret" not in caplog.text
+
+
+def test_signs_of_life_push_no_other_word_out_while_systemd_does_not_read(systemd: socket.socket) -> None:
+    with Notifier() as notifier:
+        while not notifier.is_behind:
+            notifier.extend(1)
+        notifier.status("important")
+        for _ in range(2 * UNSAID):
+            notifier.watchdog()
+        said = [heard(systemd)]
+        notifier.watchdog()
+        while said[-1] != "WATCHDOG=1":
+            said.append(heard(systemd))
+            notifier.watchdog()
+    assert "STATUS=important" in said
 
 
 def test_after_its_end_nothing_is_said(systemd: socket.socket) -> None:

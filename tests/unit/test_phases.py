@@ -135,7 +135,7 @@ def test_never_backwards(begin: Progress, log: list[str]) -> None:
         assert after.percent is None or 0 <= after.percent <= 100
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_a_monstrous_line_takes_no_time() -> None:
     assert read_line("Loading " + "shards: " * 100_000, BEGIN) == BEGIN
     assert read_line("(a pid=1" * 100_000, BEGIN) == BEGIN

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 ORDINARY = 5000
 WINDOW_S = 30.0
 BAR_INTERVAL_S = 1.0
+MOST_BARS = 64
+"""More at once are no bars, but what clients have asked: there would be no end of them."""
+
 LONGEST_WAIT_S = 0.5
 """How long a traceback may wait for its next line."""
 
@@ -75,6 +78,7 @@ class Entries:
 
     _tracebacks: dict[str, _Traceback] = field(default_factory=dict)
     _bars: dict[str, _Bar] = field(default_factory=dict)
+    """In the order in which they were last told."""
     _window_from: float = 0.0
     _ordinary: int = 0
 
@@ -130,11 +134,14 @@ class Entries:
 
     def _progress(self, label: str, entry: Entry, now: float) -> Iterator[Entry]:
         bar = self._bars.get(label)
-        if bar is None or now - bar.told_at >= BAR_INTERVAL_S:
-            self._bars[label] = _Bar(now)
-            yield entry
-        else:
+        if bar is not None and now - bar.told_at < BAR_INTERVAL_S:
             bar.waiting = entry
+            return
+        self._bars.pop(label, None)
+        self._bars[label] = _Bar(now)  # behind those that were told before
+        yield from self._within_bounds(entry, now)
+        if len(self._bars) > MOST_BARS and (last := self._bars.pop(next(iter(self._bars))).waiting):
+            yield from self._within_bounds(last, now)
 
     def _within_bounds(self, entry: Entry, now: float) -> Iterator[Entry]:
         if entry.level >= logging.ERROR:

@@ -6,7 +6,6 @@ No I/O: bytes go in as they come, cut anywhere.
 import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from vllmd.engine.body import CRLF, FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
 
@@ -110,7 +109,7 @@ class Head:
     status: int
     headers: Headers
 
-    @cached_property
+    @property
     def is_stream(self) -> bool:
         """Whether the body is server-sent events."""
         return (self.headers.said("content-type") or "").partition(";")[0].strip().lower() == "text/event-stream"

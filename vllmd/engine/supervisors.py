@@ -28,6 +28,9 @@ class Supervisors(Mapping[str, Supervisor]):
     def __getitem__(self, name: str) -> Supervisor:
         return self._all[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._all
+
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._all))
 

@@ -24,6 +24,10 @@ LOOPBACK = "127.0.0.1"
 """The name of everybody on this machine who comes in by TCP: each of them could use a million addresses of it."""
 
 
+_UCRED = struct.Struct("iII")
+"""A pid, which has a sign; a uid and a gid, which have none (unix(7), `struct ucred`)."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """Somebody at one of the doors.
@@ -45,6 +49,9 @@ class Identity:
 
 
 IDENTITY = web.RequestKey("identity", Identity)
+
+IS_STRANGER = web.RequestKey("is_stranger", bool)
+"""Set where keys are asked for, and somebody comes in without one to what is open to anybody."""
 
 
 class Known(Protocol):
@@ -73,7 +80,7 @@ def at_the_end_of(transport: asyncio.BaseTransport) -> Identity:
     """Who is at the other end of a connection, before anything is said on it."""
     peer = transport.get_extra_info("socket")
     if peer is not None and peer.family == socket.AF_UNIX:
-        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        _, uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         return Identity(f"uid:{uid}", uid)
     address = transport.get_extra_info("peername")
     return Identity(_named(address[0]) if address else "unknown")

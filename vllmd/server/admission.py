@@ -5,7 +5,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from vllmd import routes
 from vllmd.errors import Unauthenticated
-from vllmd.server.access import IDENTITY, Identity, of_key, peer_of
+from vllmd.server.access import IDENTITY, IS_STRANGER, Identity, of_key, peer_of
 from vllmd.server.accounts import Accounts
 from vllmd.server.keyring import Keyring
 
@@ -26,10 +26,15 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: fr
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        who = peer_of(request)
-        if request.path not in open_to_all:
-            if keyring is not None and who.uid is None:
+        who, is_open = peer_of(request), request.path in open_to_all
+        if keyring is not None and who.uid is None:
+            try:
                 who = _with_key(request, keyring)
+            except Unauthenticated:
+                if not is_open:
+                    raise
+                request[IS_STRANGER] = True
+        if not is_open:
             accounts.of(who)
         request[IDENTITY] = who
         return await handler(request)

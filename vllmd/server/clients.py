@@ -26,7 +26,13 @@ log = logging.getLogger(__name__)
 OWN_FILES = 32
 """Descriptors that vllmd itself needs: sockets that listen, pipes to engines, files."""
 
+OWNERS = 8
+"""Connections beyond the most that whoever owns the daemon may have: they must be able to see to a full house."""
+
 RETRY_AFTER_S = 5
+
+_ALL = ""
+"""Everybody together, beside the names of identities. Those who find no room can be any number, and are not kept."""
 
 
 class Client(web.RequestHandler):
@@ -99,7 +105,7 @@ class Census:
         self._most = room() if most is None else most
         self._counts: Counter[str] = Counter()
         self._told: set[str] = set()
-        """Of whom the log has been told since they last had few."""
+        """Of whom the log has been told since they last had none; `_ALL` since half of the room was last free."""
 
     def change(self, limits: Limits) -> None:
         """Other limits hold from now on, for those who come."""
@@ -115,19 +121,24 @@ class Census:
         if not self._counts[who.name]:
             del self._counts[who.name]
             self._told.discard(who.name)
+        if _ALL in self._told and self._counts.total() <= self._most // 2:
+            self._told.discard(_ALL)
 
     def refusal(self, who: Identity) -> Unavailable | None:
         """Why there is no room for one more of `who`; None if there is."""
         total, mine = self._counts.total(), self._counts[who.name]
         allowed = allowance(self.limits, who).connections or self._most // 2
-        if total >= self._most:
-            error: Unavailable = Overloaded(f"{total} clients are connected already", "try again later", RETRY_AFTER_S)
-        elif mine >= allowed and not who.owns_the_daemon:
-            error = TooMany(f"{who.name} has {mine} connections, and may have no more", "close some", RETRY_AFTER_S)
-        else:
-            return None
-        if who.name not in self._told:
-            self._told.add(who.name)
+        if total >= self._most + (OWNERS if who.owns_the_daemon else 0):
+            message = f"{total} clients are connected already"
+            return self._refused(_ALL, Overloaded(message, "try again later", RETRY_AFTER_S))
+        if mine >= allowed and not who.owns_the_daemon:
+            message = f"{who.name} has {mine} connections, and may have no more"
+            return self._refused(who.name, TooMany(message, "close some", RETRY_AFTER_S))
+        return None
+
+    def _refused(self, whom: str, error: Unavailable) -> Unavailable:
+        if whom not in self._told:
+            self._told.add(whom)
             log.warning("%s; more are turned away", error.message)
         return error
 

@@ -15,14 +15,14 @@ from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import NotReady, RequestError
 from vllmd.lifecycle import Load, Restart, State, Unload
-from vllmd.server.access import administers, identify, require_administrator
+from vllmd.server.access import IS_STRANGER, administers, identify, require_administrator
 from vllmd.server.accounts import Accounts
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.calls import Calls
 from vllmd.server.doors import require_client
 from vllmd.server.followers import Followers
 from vllmd.server.queries import WAIT
-from vllmd.server.refusals import not_ready
+from vllmd.server.refusals import not_ready, retry_after_s
 from vllmd.server.requests import rate_of
 from vllmd.wire import ModelStatus
 
@@ -67,8 +67,10 @@ class Control:
         return json_response({"status": "alive"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """200 only while the default model answers with tokens."""
+        """200 only while the default model answers with tokens; why it does not is none of a stranger's business."""
         supervisor = self._supervisors[self._current.config.default_model]
+        if supervisor.client is None and request.get(IS_STRANGER):
+            raise NotReady("the service is not ready", "a key shows the reason", retry_after_s(supervisor))
         if supervisor.client is None:
             raise not_ready(supervisor)
         return json_response({"status": "ready", "model": supervisor.name})

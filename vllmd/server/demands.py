@@ -1,6 +1,8 @@
 """How much one request for inference asks for, and the little that vllmd adds to it where the configuration says so."""
 
 import json
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,9 @@ LONGEST = {
 OLDER = "max_tokens"
 """How chats say it too."""
 
+SHORT = {"/v1/completions": 16}
+"""Where the engine itself cuts the answer of whoever says nothing: after so many tokens."""
+
 COUNTS = ("n", "best_of")
 """The fields that say how many answers are wanted."""
 
@@ -27,7 +32,8 @@ PRIORITISED = frozenset({routes.CHAT_COMPLETIONS, "/v1/completions", "/v1/respon
 
 
 def check(table: Mapping[str, Any], path: str, limits: Limits) -> None:
-    """Raises RequestError if a request asks for more than it may. What is no number is the engine's to judge."""
+    """Raises RequestError if a request asks for more than it may. What is no number is the engine's to judge; what it
+    takes for one, is one: vLLM reads `"9"` and `9.0` as 9."""
     answers = max([_number(table.get(field)) for field in COUNTS], default=1) or 1
     answers *= _prompts(table.get("prompt")) if path == "/v1/completions" else 1
     if answers > limits.answers:
@@ -37,7 +43,7 @@ def check(table: Mapping[str, Any], path: str, limits: Limits) -> None:
         raise RequestError(said, hint, field)
     for field in {LONGEST.get(path, OLDER), OLDER}:
         if limits.max_tokens and _number(table.get(field)) > limits.max_tokens:
-            said = f"{field}: {_shown(table[field])} is too large, the most is {limits.max_tokens}"
+            said = f"{field}: {_shown(_number(table[field]))} is too large, the most is {limits.max_tokens}"
             raise RequestError(said, "limits.max_tokens is the administrator's", field)
 
 
@@ -51,7 +57,9 @@ def additions(table: Mapping[str, Any], path: str, limits: Limits, priority: int
     added: dict[str, int] = {}
     longest = LONGEST.get(path)
     if limits.max_tokens and longest and table.get(longest) is None and table.get(OLDER) is None:
-        added[longest] = limits.max_tokens
+        own = SHORT.get(path, math.inf) if longest not in table else math.inf
+        if own > limits.max_tokens:
+            added[longest] = limits.max_tokens
     if priority is not None and path in PRIORITISED:
         asked = table.get("priority")
         lesser = isinstance(asked, int) and not isinstance(asked, bool) and asked > priority
@@ -84,7 +92,19 @@ def _prompts(prompt: object) -> int:
 
 
 def _number(value: object) -> int:
+    """The whole number that the engine reads there (pydantic's lax mode); 0 if it is none."""
+    if isinstance(value, str):
+        value = _float(value)
+    if isinstance(value, float):
+        return int(min(value, sys.float_info.max)) if value > 0 else 0  # neither NaN nor what is less than nothing
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def _shown(number: int) -> str:

@@ -43,11 +43,17 @@ async def _last_calls(calls: Calls, doors: Doors) -> None:
 async def unless_hurried(
     *works: Coroutine[Any, Any, None], signals: "asyncio.Queue[signal.Signals]", timeout_s: float | None = None
 ) -> None:
-    """Waits for all of `works`, but only until another signal comes or the time is up; then they are called off."""
+    """Waits for all of `works`, but only until another signal to end or the time is up; then they are called off."""
     tasks = [asyncio.ensure_future(work) for work in works]
-    hurry = asyncio.ensure_future(signals.get())
+    hurry = asyncio.ensure_future(_hurry(signals))
     all_done = asyncio.ensure_future(asyncio.wait(tasks))
     awaited: list[asyncio.Future[Any]] = [all_done, hurry]
     await asyncio.wait(awaited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for each in (*awaited, *tasks):
         each.cancel()
+
+
+async def _hurry(signals: "asyncio.Queue[signal.Signals]") -> None:
+    """Returns with a signal to end; to read the configuration is too late, and no reason to cut anybody short."""
+    while await signals.get() is signal.SIGHUP:
+        pass

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 UNIT_S_CREDENTIAL, CREDENTIAL_S_FILE = "api-keys", "/etc/credstore/vllmd.api-keys"
 """What the shipped vllmd.service passes, and from where."""
 
-_Stamp = tuple[int, int, int]
+_Stamp = tuple[int, int, int, int]
 
 
 class Keyring:
@@ -98,4 +98,4 @@ def _stamp_of(path: Path) -> _Stamp | None:
         facts = os.stat(path)
     except OSError:
         return None
-    return facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

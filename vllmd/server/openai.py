@@ -53,9 +53,10 @@ class OpenAI:
         self._accounts = accounts
 
     def infer(self, path: str) -> Handler:
-        """The handler that relays requests for inference to the engine's route `path`; their bytes pass unchanged."""
+        """The handler of the engine's route `path`."""
 
         async def relay(request: web.Request) -> web.StreamResponse:
+            """Relays a request for inference; its bytes pass unchanged."""
             try:
                 call, door = await self._call(request, path), PlainDoor(request)
             except (VllmdError, web.HTTPException) as error:
@@ -71,7 +72,7 @@ class OpenAI:
         """What is asked. The request's JSON is looked at here and not kept."""
         body = await read_body(request, self._current.config.limits)
         table = read_json(body)
-        if not isinstance(table, Mapping):
+        if not isinstance(table, dict):
             raise RequestError("the body is not a JSON object")
         model = choose_model(table.get("model"), self._supervisors, self._current.config.default_model)
         return make_call(

@@ -68,9 +68,11 @@ def _check(host: str | None, origin: str | None, known: frozenset[str], others: 
 
 def _check_site(request: web.Request) -> None:
     """Raises Denied for what a page of another site embeds: an image, a script, a frame. A link may lead here."""
-    site, mode = request.headers.get("Sec-Fetch-Site", ""), request.headers.get("Sec-Fetch-Mode", "")
-    is_followed = mode == "navigate" and request.headers.get("Sec-Fetch-Dest") == "document"
-    if site in ("cross-site", "same-site") and not is_followed:
+    headers = request.headers
+    if headers.get("Sec-Fetch-Site") not in ("cross-site", "same-site"):
+        return
+    is_followed = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+    if not is_followed:
         raise Denied("a page of another site may not use this service", "open the page from this service itself")
 
 
@@ -91,9 +93,10 @@ def _name(host: str) -> str | None:
 
 async def shield(request: web.Request, response: web.StreamResponse) -> None:
     """Tells browsers what they may do with an answer (a signal of aiohttp's, so streams too)."""
+    headers = response.headers
     for name, value in SHIELD.items():
-        response.headers.setdefault(name, value)
+        headers.setdefault(name, value)
     if hdrs.ORIGIN in request.headers and (origin := request.get(ALLOWED_ORIGIN)):
-        response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id, X-Vllmd-Replayed"
-        response.headers["Vary"] = "Origin"
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id, X-Vllmd-Replayed"
+        headers["Vary"] = "Origin"

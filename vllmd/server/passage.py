@@ -39,7 +39,7 @@ class Passage:
         first: what the first event with a token has in it, where others come before.
 
     Attributes:
-        head: of the engine's answer; None as long as there is none.
+        head: of the engine's answer; None as long as there is none. is_stream: it is answered with events.
         body: the answer, if it is no stream.
         said, comments: how many events or parts of them have come, and how many of the engine's comments.
         opens: the door has something to open for; flows: it is open, and events go straight through.
@@ -80,6 +80,7 @@ class Passage:
         "head",
         "is_done",
         "is_paused",
+        "is_stream",
         "nonsense",
         "opens",
     )
@@ -117,7 +118,7 @@ class Passage:
         self.fault: Fault | None = None
         self.nonsense: VllmdError | None = None
         self.error: Exception | None = None
-        self.opens = self.flows = self.is_paused = self.is_done = self.has_ended = False
+        self.is_stream = self.opens = self.flows = self.is_paused = self.is_done = self.has_ended = False
         self.glance = no_glance
 
     @property
@@ -145,16 +146,11 @@ class Passage:
         """The end of the answer, where it says why it ended and what it took."""
         return b"".join(self._last) if self.is_stream else self.body[-TAIL_BYTES:]
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether the engine answers with events."""
-        return self.head is not None and self.head.is_stream
-
     # ── the engine's side: called as bytes come ──
 
     def begun(self, head: Head) -> None:
         """The engine answers."""
-        self.head = head
+        self.head, self.is_stream = head, head.is_stream
 
     def payload(self, data: bytes) -> None:
         """Bytes of the answer, cut anywhere."""

@@ -153,7 +153,9 @@ class Reload:
         with supervisor.holding():
             await self._unused(supervisor.name)
             plan = self._wanted.pop(supervisor)
-            if self._supervisors.get(supervisor.name) is supervisor:  # and was not taken out meanwhile
+            if supervisor.plan.digest == plan.digest:
+                supervisor.plan = plan  # the change was taken back meanwhile
+            elif self._supervisors.get(supervisor.name) is supervisor:  # and was not taken out meanwhile
                 await supervisor.renew(plan)
 
     async def _remove(self, supervisor: Supervisor) -> None:
