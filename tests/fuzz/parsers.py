@@ -8,11 +8,15 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from fuzz import upstream
 from fuzz.tally import Tally, Until
 from vllmd import address, config, keys, wire
 from vllmd.errors import AddressError, ConfigError, RequestError
+from vllmd.server.page import render
+from vllmd.server.snapshot import taken
+from vllmd.server.tallies import Tallies
 
 EXAMPLES = 200
 """So many inputs at a time; between them the clock is looked at."""
@@ -76,6 +80,21 @@ WORDS_OF_SSE = [
 ]
 
 
+WORDS_OF_METRICS = [
+    *(b"# TYPE vllm:x counter\n", b"# TYPE vllm:x_total counter\n", b"# TYPE vllm:x gauge\n", b"# HELP vllm:x \\"),
+    *(b"# TYPE vllm:h histogram\n", b'vllm:h_bucket{le="1"} 1\n', b'vllm:h_bucket{le="+Inf"} 1\n', b"vllm:h_sum 1\n"),
+    *(
+        b"vllm:h_count 1\n",
+        b"vllm:x 1\n",
+        b"vllm:x_total 1\n",
+        b'{model="m",le="1"} ',
+        b'{a="\\',
+        b"vllm:x_created 1\n",
+    ),
+    *(b"NaN\n", b"-1\n", b"1e999\n", b"\n", b"\r", b" ", b"# EOF\n", b"\xff", b"process_cpu_seconds_total 1\n"),
+]
+
+
 def _made_of(words: list[bytes]) -> st.SearchStrategy[bytes]:
     return st.lists(st.sampled_from(words) | st.binary(max_size=9), max_size=20).map(b"".join)
 
@@ -124,6 +143,13 @@ def read_prompt(body: object) -> None:
             _told("", [error.message])
 
 
+def read_metrics(data: bytes) -> None:
+    """Whatever engines say of themselves, what is made of it is a page as OpenMetrics wants it."""
+    text = data.decode(errors="replace")
+    _, page = render(taken({}, 0, Tallies()), {"a": text, "b": text[::2]}, is_open=True)
+    assert list(text_string_to_metric_families(page.decode()))
+
+
 def read_keys(text: str) -> None:
     """A file of keys reads as itself."""
     try:
@@ -150,6 +176,7 @@ TARGETS: Mapping[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], .
     "files of keys": (read_keys, (lines,)),
     "bodies of the simple door": (read_prompt, (prompts | st.fixed_dictionaries({"input": prompts}),)),
     "an engine's HTTP": (upstream.check_http, (_made_of(WORDS_OF_HTTP), cuts)),
+    "an engine's metrics": (read_metrics, (_made_of(WORDS_OF_METRICS),)),
     "an engine's events": (upstream.check_sse, (_made_of(WORDS_OF_SSE), cuts)),
 }
 """What is fed, to whom, and of what it is made."""

@@ -223,6 +223,12 @@ def test_importing_the_daemon_says_nothing() -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
+def test_prometheus_library_is_loaded_by_who_asks_only() -> None:
+    """An idle daemon would be larger by it."""
+    ran = python("import sys, vllmd.daemon; assert 'prometheus_client' not in sys.modules; import vllmd.server.page")
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_vllmctl_starts_without_what_is_slow() -> None:
     program = """
 import sys
