@@ -101,14 +101,11 @@ async def test_every_outcome_is_counted_and_told_once(start: Start) -> None:
         assert await ask(own, request_id, path, body) == 200
         await is_told(request_id, "length", 200)
 
-    # what is refused, by vllmd and by the engine
+    # what is refused unread
     assert await ask(own, "nonsense", CHAT, b"{") == 400
     assert await ask(own, "nobody", CHAT, {"model": "nobody"}) == 404
     await is_told("nonsense", "refused", 400)
     await is_told("nobody", "refused", 404)
-    own.control(fault="http:400")
-    assert await ask(own, "bad", CHAT, HELLO) == 400
-    await is_told("bad", "refused", 400)
 
     # what is not waited for, and what there is no room for
     own.control(**SLOW)
@@ -138,6 +135,11 @@ async def test_every_outcome_is_counted_and_told_once(start: Start) -> None:
     assert await ask(own, "broken", COMPLETIONS, {"prompt": "x", "stream": True}) == 200
     await is_told("broken", "engine_error", 200)
     await until(lambda: (own.model().generation, own.model().state) == (3, "ready"), "the third engine")
+
+    # what the engine refuses
+    own.control(fault="http:400")
+    assert await ask(own, "bad", CHAT, HELLO) == 400
+    await is_told("bad", "refused", 400)
 
     # what an administrator's order does
     own.control(**SLOW)

@@ -17,6 +17,7 @@ import httpx2
 import openai
 import prepare
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from waiting import descendants, until_sync
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
@@ -141,6 +142,25 @@ def test_the_openai_client_streams(service: Service, door: str) -> None:
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
     assert text == "The capital of France is Paris."
+
+
+def test_prometheus_gets_vllmd_s_numbers_and_the_engine_s(service: Service) -> None:
+    def tokens() -> dict[str, float]:
+        page = service.curl("--unix-socket", str(service.socket), "http://localhost/metrics")
+        samples = [each for family in text_string_to_metric_families(page) for each in family.samples]
+        assert [each.value for each in samples if each.name == "vllmd_engine_scrape_ok"] == [1.0]
+        assert len({each.name for each in samples if each.name.startswith("vllm:") and each.labels["model"]}) > 50
+        mine = {each.name: each.value for each in samples if each.labels.get("identity")}
+        engine_s = {each.name: each.value for each in samples if each.name.startswith("vllm:")}
+        return mine | engine_s
+
+    before = tokens()
+    answer = service.ctl("chat", QUESTION, "-t", "0", "--json")
+    usage = json.loads(answer.stdout)["usage"]
+    after = tokens()
+    for mine, engine_s, told in (("prompt", "prompt", "prompt"), ("generated", "generation", "completion")):
+        for name in (f"vllmd_{mine}_tokens_total", f"vllm:{engine_s}_tokens_total"):
+            assert after[name] - before.get(name, 0) == usage[f"{told}_tokens"], name
 
 
 def test_a_client_that_leaves_ends_its_generation(service: Service) -> None:

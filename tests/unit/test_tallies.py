@@ -1,5 +1,7 @@
 """What is counted: in buckets as Prometheus wants them, and with names that cannot become too many."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from vllmd.server.tallies import OTHERS, Histogram, Lives, Requests, Tallies
 from vllmd.wire import ModelStatus
 
 
-def record(who: str = "uid:0", model: str = "m", **more: float) -> Ended:
+def record(who: str = "uid:0", model: str = "m", **more: Any) -> Ended:
     return Ended("id", who, model, "/v1/completions", Outcome.FINISHED, 200, tokens_in=3, tokens_out=11)._replace(
         **more
     )
