@@ -178,7 +178,19 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         versions = Versions(current, settling, environments, supervisors, upgrade, jobs)
         addresses = addresses_of(sockets)
         app = build(
-            current, supervisors, feed, jobs, versions, library, calls, relay, reload, accounts, keyring, addresses, tallies
+            current,
+            supervisors,
+            feed,
+            jobs,
+            versions,
+            library,
+            calls,
+            relay,
+            reload,
+            accounts,
+            keyring,
+            addresses,
+            tallies,
         )
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)

