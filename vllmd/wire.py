@@ -5,13 +5,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from vllmd.errors import EngineError, EngineSaid, RequestError, VllmdError, outcome_of
 from vllmd.settings import Problem, option, read
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -428,7 +425,13 @@ def dumps(value: object) -> str:
     return text
 
 
-def to_json(value: "DataclassInstance") -> dict[str, Any]:
+class Told(Protocol):
+    """A dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def to_json(value: Told) -> dict[str, Any]:
     """A dataclass as JSON has it."""
     return asdict(value)
 
