@@ -61,7 +61,7 @@ def test_an_adopted_engine_is_ready_only_when_it_has_shown_a_token_again() -> No
 
 
 def test_an_adopted_engine_that_brings_no_token_is_replaced() -> None:
-    with served(supervision={"probe_timeout_s": 0.5, "failure_threshold": 1}) as service:
+    with served(supervision={"probe_timeout_s": 2, "failure_threshold": 1}) as service:
         daemon, engine = service.daemon, service.daemon.engine_pid
         assert daemon.stop() == 0
         daemon.control(fault="hang")

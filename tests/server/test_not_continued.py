@@ -25,6 +25,10 @@ DIALECTS: dict[str, dict[str, Any]] = {
 }
 
 
+LONG_S = 30.0
+"""Whoever waits for another engine, which never comes here, waits for `queue.wait_s`: minutes."""
+
+
 async def cut_off(daemon: Daemon, path: str, body: dict[str, Any], **knobs: Any) -> tuple[dict[str, Any], float]:
     """The error of a stream that an engine breaks off without dying, and how long it took to come."""
     async with begun(daemon.unix, path, body, after=b"tok2") as stream:
@@ -42,7 +46,7 @@ async def test_the_error_names_what_stands_in_the_way(daemon: Daemon, name: str)
     assert error["message"].endswith(f"; it could not be continued: {why}")
     assert error["hint"]
     assert (error["code"], error["source"]) == ("engine_error", "engine")
-    assert took_s < 2, "nobody waits for an engine that could not go on anyway"
+    assert took_s < LONG_S, "nobody waits for an engine that could not go on anyway"
     assert len(daemon.requests()) == 1
 
 
@@ -57,7 +61,7 @@ async def test_other_dialects_end_in_their_own_error_at_once(daemon: Daemon, pat
     daemon.control(**PACED)
     error, took_s = await cut_off(daemon, path, DIALECTS[path])
     assert "the engine closed the connection" in error["message"]
-    assert took_s < 2
+    assert took_s < LONG_S
     assert len(daemon.requests()) == 1
 
 

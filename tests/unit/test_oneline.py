@@ -70,9 +70,9 @@ def test_what_is_none_goes_to_short_commands(name: str) -> None:
 def test_a_secret_in_a_file_is_one_and_its_place_is_none(tmp_path: Path) -> None:
     file = tmp_path / "hub-token"
     assert secrets_in({"HF_TOKEN_PATH": str(file), "CREDENTIALS_DIRECTORY": str(tmp_path)}) == (), "nothing is there"
-    file.write_text("hf_0123456789\n")
+    file.write_text("# mine\nhf_0123456789\nhf_abcdefghij\n")
     secrets = secrets_in({"HF_TOKEN_PATH": str(file)})
-    assert redacted(f"hf_0123456789 from {file}", secrets) == f"*** from {file}"
+    assert redacted(f"hf_0123456789 from {file}, hf_abcdefghij too", secrets) == f"*** from {file}, *** too"
 
 
 def test_the_longest_is_struck_out_first() -> None:

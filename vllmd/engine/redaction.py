@@ -28,16 +28,17 @@ def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
 
 def secrets_in(environ: Mapping[str, str]) -> tuple[str, ...]:
     """The secrets themselves, and what is in files that are named; the longest first: one may be part of another."""
-    found = {_secret(name, value) for name, value in environ.items() if _SECRET.search(name)}
+    found = {each for name, value in environ.items() if _SECRET.search(name) for each in _secrets(name, value)}
     return tuple(sorted((each for each in found if len(each) >= LEAST_CHARACTERS), key=len, reverse=True))
 
 
-def _secret(name: str, value: str) -> str:
+def _secrets(name: str, value: str) -> list[str]:
+    """The value itself, or each line of the file that it names: lines are what is looked through for them."""
     if not _PLACE.search(name):
-        return value
+        return [value]
     with suppress(OSError, ValueError), open(Path(value).expanduser(), encoding="utf-8") as file:
-        return file.read(MOST_CHARACTERS).strip()
-    return ""  # not there, as often; a directory; no text
+        return [line.strip() for line in file.read(MOST_CHARACTERS).splitlines()]
+    return []  # not there, as often; a directory; no text
 
 
 def redacted(line: str, secrets: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ AT_ONCE = 16
 SHUTDOWN_S = 1.0
 """Streams have been drained before; what is still open then is idle."""
 
-NEWCOMER_S = 1.0
+NEWCOMER_S = 3.0
 """How long a client that was let in may take to ask, once the doors are closed."""
 
 

@@ -22,7 +22,8 @@ ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
 
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, DELETE",
-    "Access-Control-Allow-Headers": "authorization, content-type, last-event-id, x-api-key, x-request-id, x-vllmd-wait",
+    "Access-Control-Allow-Headers": "authorization, content-type, last-event-id, traceparent, tracestate, x-api-key,"
+    " x-request-id, x-vllmd-wait",
     "Access-Control-Max-Age": "600",
 }
 
