@@ -32,7 +32,7 @@ from steady_load import CHAT, COMPLETE, CONTINUED, SIMPLE, Clients, Question, qu
 from waiting import until
 
 from vllmd.lifecycle import ALIVE, State
-from vllmd.wire import ModelStatus, Status
+from vllmd.statuses import ModelStatus, Status
 
 TOKENS = 30
 WELL: dict[str, Any] = {"tree": 1, "tokens": TOKENS, "tokens_per_s": 30}

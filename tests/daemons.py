@@ -20,7 +20,7 @@ import fake_vllm
 from asking import Door
 from waiting import processes_with_environ, until_sync
 
-from vllmd.wire import ModelStatus, Status
+from vllmd.statuses import ModelStatus, Status
 
 MARK = "VLLMD_TEST"
 """A variable by which vllmd and all that it starts are known, wherever they are in the tree."""

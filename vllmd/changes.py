@@ -10,7 +10,7 @@ from typing import Any
 
 from vllmd.config import SECTIONS, Config, Model
 from vllmd.settings import Applies
-from vllmd.wire import Change
+from vllmd.statuses import Change
 
 _HIDDEN = '"…"'
 

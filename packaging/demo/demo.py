@@ -21,7 +21,7 @@ from vllmd.ctl.client import Client
 from vllmd.ctl.wait import watch
 from vllmd.engine.runtime import make_private
 from vllmd.errors import DaemonUnreachable, VllmdError
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 STATE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllmd/demo"
 RUNTIME = Path(f"/tmp/vllmd-demo-{os.getuid()}")

@@ -18,7 +18,7 @@ from waiting import descendants, until_sync
 
 from bench import asking
 from vllmd.routes import STATUS
-from vllmd.wire import ModelStatus, Status
+from vllmd.statuses import ModelStatus, Status
 
 NAME = "qwen2-7b-instruct"
 READY_WITHIN_S = 480.0

@@ -9,7 +9,7 @@ from ctl.shell import Shell
 from ctl.stub_daemon import StubDaemon, refuse, reply, stream
 
 from vllmd import sse, wire
-from vllmd.wire import EnvironmentStatus, JobStatus
+from vllmd.provisions import EnvironmentStatus, JobStatus
 
 ENVIRONMENTS = "/api/environments"
 ONE = EnvironmentStatus("vllm-1-x", "vllm==1", "1.0", True, ("tiny", "other"), 15_200_000_000, 1_700_000_000.0)

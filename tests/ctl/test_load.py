@@ -6,15 +6,15 @@ import pytest
 from ctl.shell import Shell, screen
 from ctl.stub_daemon import Answer, Exchange, StubDaemon, held_until, refuse, reply
 
-from vllmd import wire
+from vllmd import statuses, wire
 
 
 def model(state: str, **more: object) -> dict[str, object]:
-    return wire.to_json(wire.ModelStatus("qwen", state=state, **more))  # type: ignore[arg-type]
+    return wire.to_json(statuses.ModelStatus("qwen", state=state, **more))  # type: ignore[arg-type]
 
 
-def status(*models: wire.ModelStatus) -> Answer:
-    return reply(wire.to_json(wire.Status("0.1.0", "stopped", "qwen", 0.0, (), models)))
+def status(*models: statuses.ModelStatus) -> Answer:
+    return reply(wire.to_json(statuses.Status("0.1.0", "stopped", "qwen", 0.0, (), models)))
 
 
 @pytest.mark.parametrize(("verb", "state"), [("load", "ready"), ("restart", "ready"), ("unload", "stopped")])
@@ -50,19 +50,19 @@ def test_no_block_only_asks(daemon: StubDaemon, shell: Shell) -> None:
 
 
 def test_without_a_name_the_default_model_is_meant(daemon: StubDaemon, shell: Shell) -> None:
-    daemon.on("GET /api/status", status(wire.ModelStatus("other"), wire.ModelStatus("qwen", default=True)))
+    daemon.on("GET /api/status", status(statuses.ModelStatus("other"), statuses.ModelStatus("qwen", default=True)))
     daemon.on("POST /api/models/qwen/load?wait=1", reply(model("ready")))
     assert shell.run("load").stdout == "qwen: ready\n"
 
 
 def test_or_the_only_one(daemon: StubDaemon, shell: Shell) -> None:
-    daemon.on("GET /api/status", status(wire.ModelStatus("qwen")))
+    daemon.on("GET /api/status", status(statuses.ModelStatus("qwen")))
     daemon.on("POST /api/models/qwen/unload?wait=1", reply(model("stopped")))
     assert shell.run("unload").stdout == "qwen: stopped\n"
 
 
 def test_without_a_default_the_names_are_listed(daemon: StubDaemon, shell: Shell) -> None:
-    daemon.on("GET /api/status", status(wire.ModelStatus("a"), wire.ModelStatus("b")))
+    daemon.on("GET /api/status", status(statuses.ModelStatus("a"), statuses.ModelStatus("b")))
     result = shell.run("load")
     assert result.status == 1
     assert result.stderr == "vllmctl: no default model here\n         known are: a, b\n"

@@ -7,8 +7,9 @@ from ctl.shell import Shell
 from ctl.stub_daemon import StubDaemon, refuse, reply
 
 from vllmd import wire
+from vllmd.provisions import Fit
 from vllmd.settings import Applies
-from vllmd.wire import Change, Fit
+from vllmd.statuses import Change
 
 CHANGES = [
     Change("listen.tcp", '"127.0.0.1:8080"', '"127.0.0.1:9"', Applies.DAEMON),

@@ -8,7 +8,7 @@ from ctl.stub_daemon import Answer, StubDaemon, refuse, reply
 
 from vllmd import wire
 from vllmd.ctl.ps import shortened
-from vllmd.wire import RequestStatus
+from vllmd.statuses import RequestStatus
 
 LIST = "GET /api/requests"
 ONE = RequestStatus("8a7f44c0d1e2", "uid:1000", "qwen", "/v1/x", "running", age_s=61.5, stream=True, tokens=1234)

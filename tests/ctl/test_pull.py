@@ -9,7 +9,8 @@ from ctl.shell import CTRL_C, Shell, screen
 from ctl.stub_daemon import StubDaemon, held_until, refuse, reply, stream, until_gone
 
 from vllmd import sse
-from vllmd.wire import JobStatus, LocalModel, to_json
+from vllmd.provisions import JobStatus, LocalModel
+from vllmd.wire import to_json
 
 BEGUN = JobStatus("7", "pull", "acme/m", started_at=100.0)
 HALF = JobStatus("7", "pull", "acme/m", phase="downloading", done=50, total=100, bytes_per_s=10.0, eta_s=30.0)

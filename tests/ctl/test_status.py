@@ -6,16 +6,16 @@ import pytest
 from ctl.shell import Shell
 from ctl.stub_daemon import StubDaemon, refuse, reply
 
-from vllmd import wire
+from vllmd import statuses, wire
 from vllmd.ctl.status import duration, render
 
 STATUS, MODELS = "GET /api/status", "GET /v1/models"
 NOW = 1_800_000_000.0
 
 
-def a_status(state: str = "ready", **more: object) -> wire.Status:
-    model = wire.ModelStatus("qwen", "Qwen/Qwen2-7B-Instruct", state, default=True, since=NOW - 100, **more)  # type: ignore[arg-type]
-    return wire.Status("0.1.0", state, "qwen", NOW - 7300, ("unix:///run/vllmd/vllmd.sock",), (model,))
+def a_status(state: str = "ready", **more: object) -> statuses.Status:
+    model = statuses.ModelStatus("qwen", "Qwen/Qwen2-7B-Instruct", state, default=True, since=NOW - 100, **more)  # type: ignore[arg-type]
+    return statuses.Status("0.1.0", state, "qwen", NOW - 7300, ("unix:///run/vllmd/vllmd.sock",), (model,))
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,15 @@ def test_the_environment_does_not_beat_the_command_line(daemon: StubDaemon, shel
 NEVER = ("aiohttp", "asyncio", "vllmd.server", "vllmd.engine")
 SLOW = ("ssl", "http.client", "email", "rich", "pydantic", "logging", "subprocess", "urllib.parse")
 LATER = ("vllmd.ctl.session", "vllmd.ctl.interactive", "vllmd.ctl.report", "readline", "unicodedata", "tempfile")
-UNREAD = ("vllmd.sse", "vllmd.wire", "vllmd.settings", "vllmd.template", "vllmd.ctl.answer", "vllmd.ctl.reading")
+UNREAD = (
+    "vllmd.sse",
+    "vllmd.wire",
+    "vllmd.statuses",
+    "vllmd.settings",
+    "vllmd.template",
+    "vllmd.ctl.answer",
+    "vllmd.ctl.reading",
+)
 """What reads the answer, and what is made of dataclasses, which take long to make."""
 
 TELL_AT_END = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"

@@ -8,19 +8,19 @@ import pytest
 from ctl.shell import Shell, screen
 from ctl.stub_daemon import Answer, Step, StubDaemon, held_until, refuse, reply, stream, until_gone
 
-from vllmd import sse, wire
+from vllmd import sse, statuses, wire
 
 STATUS, EVENTS = "GET /api/status", "GET /api/events"
 
 
 def event(state: str, name: str = "qwen", **more: object) -> bytes:
-    status = wire.ModelStatus(name, state=state, default=name == "qwen", **more)  # type: ignore[arg-type]
+    status = statuses.ModelStatus(name, state=state, default=name == "qwen", **more)  # type: ignore[arg-type]
     return sse.encode(json.dumps(wire.to_json(status)), event="model", id=1)
 
 
 def status(state: str = "starting") -> Answer:
-    models = (wire.ModelStatus("other", state="ready"), wire.ModelStatus("qwen", state=state, default=True))
-    return reply(wire.to_json(wire.Status("0.1.0", state, "qwen", 0.0, (), models)))
+    models = (statuses.ModelStatus("other", state="ready"), statuses.ModelStatus("qwen", state=state, default=True))
+    return reply(wire.to_json(statuses.Status("0.1.0", state, "qwen", 0.0, (), models)))
 
 
 def script(daemon: StubDaemon, *steps: Step) -> None:

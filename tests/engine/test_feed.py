@@ -6,7 +6,7 @@ import pytest
 from waiting import until
 
 from vllmd.engine.feed import Feed
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 
 def publish(feed: Feed, count: int) -> None:

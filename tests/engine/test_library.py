@@ -15,7 +15,7 @@ from vllmd.engine.library import Library, as_configured, wanted_by
 from vllmd.engine.manifest import File, Manifest, Manifests
 from vllmd.engine.plan import Plan
 from vllmd.errors import HubUnreachable, InUse, NotOnHub
-from vllmd.wire import JobStatus
+from vllmd.provisions import JobStatus
 
 NOBODY = "http://127.0.0.1:9"
 CONFIG = Manifest("acme/m", "", "c0ffee", (File("config.json", 2, etag_of("config.json", b"{}")),))

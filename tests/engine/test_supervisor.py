@@ -25,7 +25,7 @@ from vllmd.engine.generation import LAST_LINES
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
 from vllmd.lifecycle import Load, Policy, Restart, State, Unload
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 QUICK = Policy(
     probe_interval_s=3600,

@@ -12,7 +12,7 @@ from fuzz import parsers, routes
 from fuzz.tally import Until
 from schemathesis.core.failures import FailureGroup
 
-from vllmd import keys, wire
+from vllmd import keys, provisions, statuses, wire
 from vllmd.incident import Incident, IncidentReport
 from vllmd.keys import Scope
 from vllmd.server import openapi
@@ -40,8 +40,15 @@ def test_every_route_is_described_with_what_it_answers(described: Any) -> None:
 
 def test_the_dataclasses_are_the_schemas(described: Any) -> None:
     schemas = described["components"]["schemas"]
-    told = (wire.Status, wire.RequestStatus, wire.LogLine, wire.Change, wire.JobStatus, wire.LocalModel)
-    for cls in (*told, wire.EnvironmentStatus, wire.PromptRequest, Incident, IncidentReport):
+    told = (
+        statuses.Status,
+        statuses.RequestStatus,
+        statuses.LogLine,
+        statuses.Change,
+        provisions.JobStatus,
+        provisions.LocalModel,
+    )
+    for cls in (*told, provisions.EnvironmentStatus, wire.PromptRequest, Incident, IncidentReport):
         assert set(schemas[cls.__name__]["properties"]) == {each.name for each in fields(cls)}
     temperature = schemas["PromptRequest"]["properties"]["temperature"]
     assert (temperature["minimum"], temperature["maximum"], temperature["type"]) == (0, 2, ["number", "null"])

@@ -16,7 +16,7 @@ from daemons import QUICK, toml
 from system.machine import Machine
 from waiting import processes_with_environ, until_sync
 
-from vllmd.wire import ModelStatus, Status
+from vllmd.statuses import ModelStatus, Status
 
 FAKE = "/srv/fake"
 CONTROL = f"{FAKE}/control"

@@ -20,7 +20,7 @@ from steady_load import CHAT, COMPLETE, CONTINUED, Clients, Question, question
 from system.real import STARTS_WITHIN_S, real_daemon
 from waiting import until
 
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 

@@ -26,7 +26,7 @@ from vllmd.engine.fit import BLOCK
 from vllmd.engine.flags import unknown
 from vllmd.engine.inspection import Inspection
 from vllmd.engine.wants import SHARE
-from vllmd.wire import fit
+from vllmd.provisions import fit
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 

@@ -11,7 +11,7 @@ from vllmd.config import SECTIONS, Config, Model, Paths
 from vllmd.engine.plan import Plan
 from vllmd.limits import Allowance
 from vllmd.settings import Applies
-from vllmd.wire import Change
+from vllmd.statuses import Change
 
 BEFORE = Config(models={"tiny": Model("models/tiny", default=True, args={"a": 1, "b": True}, env={"HF_TOKEN": "hf_1"})})
 

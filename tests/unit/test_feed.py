@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd.engine.feed import Entry, Feed
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 
 def status(state: object) -> ModelStatus:

@@ -23,7 +23,7 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Shape, Unknown, read_shape
 from vllmd.engine.wants import SPACE, Wants, flag, read_wants
 from vllmd.lifecycle import Verdict
-from vllmd.wire import Fit
+from vllmd.provisions import Fit
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

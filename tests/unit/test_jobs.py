@@ -8,7 +8,8 @@ from waiting import until
 from vllmd.engine.feed import Feed
 from vllmd.engine.jobs import KEPT_JOBS, Job, Jobs, Kind
 from vllmd.errors import InstallError, JobCancelled, VllmdError
-from vllmd.wire import JobStatus, job_status, size, to_json
+from vllmd.provisions import JobStatus, job_status, size
+from vllmd.wire import to_json
 
 
 class Work:

@@ -23,7 +23,7 @@ from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
 from vllmd.server.queue import Queue, places
 from vllmd.server.refusals import retry_after_s
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 CHAT, TOKENIZE = "/v1/chat/completions", "/tokenize"
 PLACES = 2

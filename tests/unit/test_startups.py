@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vllmd.engine.phases import Phase, Progress
 from vllmd.engine.startups import KEEP, Recorder, Startups, Timeline, key_of
-from vllmd.wire import PhaseSpan
+from vllmd.statuses import PhaseSpan
 
 EARLIER = Timeline({"starting up": 0.0, "loading weights": 30.0, "compiling": 50.0, "warming up": 90.0}, 100.0)
 

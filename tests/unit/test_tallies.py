@@ -10,7 +10,7 @@ from vllmd.server.ended import Ended
 from vllmd.server.outcomes import Outcome
 from vllmd.server.snapshot import taken, without_names
 from vllmd.server.tallies import OTHERS, Histogram, Lives, Requests, Tallies
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 
 def record(who: str = "uid:0", model: str = "m", **more: Any) -> Ended:

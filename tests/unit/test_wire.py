@@ -11,18 +11,8 @@ from hypothesis import strategies as st
 
 from vllmd import errors
 from vllmd.errors import EngineError, RequestError, VllmdError, outcome_of
-from vllmd.wire import (
-    ModelStatus,
-    PhaseSpan,
-    PromptRequest,
-    Status,
-    dumps,
-    error_body,
-    model_status,
-    read_prompt,
-    read_workflow_run,
-    to_json,
-)
+from vllmd.statuses import ModelStatus, PhaseSpan, Status, model_status
+from vllmd.wire import PromptRequest, dumps, error_body, read_prompt, read_workflow_run, to_json
 
 HI = PromptRequest(prompt="hi")
 

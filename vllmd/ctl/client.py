@@ -22,7 +22,7 @@ from vllmd.errors import DaemonUnreachable, VllmdError
 
 if TYPE_CHECKING:
     from vllmd.sse import Event
-    from vllmd.wire import Status
+    from vllmd.statuses import Status
 
 ANSWER_TIMEOUT_S = 10.0
 """Seconds that the daemon may take for an answer about itself."""

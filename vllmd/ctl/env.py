@@ -15,8 +15,8 @@ from vllmd.ctl.jobs import read, see_through
 from vllmd.ctl.load import say
 from vllmd.ctl.table import table
 from vllmd.errors import DaemonUnreachable, ExitStatus
+from vllmd.provisions import EnvironmentStatus, JobStatus, environment_status, size
 from vllmd.routes import ENVIRONMENTS
-from vllmd.wire import EnvironmentStatus, JobStatus, environment_status, size
 
 HEADINGS = ("", "ID", "VERSION", "SIZE", "INSTALLED", "MODELS")
 NAMELESS, NAMED = ("list", "install"), ("use", "remove")

@@ -10,9 +10,10 @@ from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import LOOK, Failure
 from vllmd.ctl.invocation import Invocation
 from vllmd.errors import DaemonUnreachable, ExitStatus
+from vllmd.provisions import job_status
 from vllmd.routes import EVENTS
 from vllmd.sse import Event
-from vllmd.wire import job_status, model_status
+from vllmd.statuses import model_status
 
 
 @click.command(cls=Verb)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from vllmd.ctl.table import table
-from vllmd.wire import Fit
+from vllmd.provisions import Fit
 
 ANSWERS = {"yes": "it fits", "tight": "it may not fit", "no": "it does not fit", "unknown": "it cannot be judged"}
 """The verdicts in words."""

@@ -15,9 +15,9 @@ from vllmd.ctl.load import say
 from vllmd.ctl.status import duration
 from vllmd.ctl.table import table
 from vllmd.errors import DaemonUnreachable, ExitStatus, exit_status_of
+from vllmd.provisions import JobState, JobStatus, job_status
 from vllmd.routes import EVENTS, JOBS
 from vllmd.sse import Event
-from vllmd.wire import JobState, JobStatus, job_status
 
 HEADINGS = ("ID", "JOB", "AGE", "STATE")
 

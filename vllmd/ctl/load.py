@@ -14,7 +14,7 @@ from vllmd.ctl.terminal import Terminal
 from vllmd.ctl.wait import follow
 from vllmd.ctl.which import find
 from vllmd.errors import ExitStatus, VllmdError
-from vllmd.wire import model_status
+from vllmd.statuses import model_status
 
 OUTCOMES = {"load": "ready", "restart": "ready", "unload": "stopped"}
 """The state in which each verb leaves the model."""

@@ -27,7 +27,7 @@ from vllmd.ctl.since import since as read_since
 from vllmd.ctl.terminal import Terminal
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.routes import LOGS
-from vllmd.wire import LogLine, log_line
+from vllmd.statuses import LogLine, log_line
 
 UNIT = "vllmd.service"
 FOLLOWED_LINES = 10

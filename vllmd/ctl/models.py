@@ -10,8 +10,8 @@ from vllmd.ctl.failure import LOOK
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.table import table
 from vllmd.errors import DaemonUnreachable, ExitStatus
+from vllmd.provisions import LocalModel, local_model, size
 from vllmd.routes import LOCAL, MODELS
-from vllmd.wire import LocalModel, local_model, size
 
 HEADINGS = ("MODEL", "COMMIT", "SIZE", "WHOLE", "USED BY")
 

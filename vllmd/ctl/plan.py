@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import click
 
-from vllmd import routes, wire
+from vllmd import provisions, routes, statuses
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import LOOK
 from vllmd.ctl.fits import render
@@ -15,7 +15,7 @@ from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.load import model_argument, say
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.settings import Applies
-from vllmd.wire import Change
+from vllmd.statuses import Change
 
 RESTART = "systemctl restart vllmd"
 
@@ -52,7 +52,7 @@ def _fit(invocation: Invocation, model: str, length: int | None, as_json: bool) 
     query = f"?max_model_len={length}" if length else ""
     answer = invocation.client().ask("GET", f"/api/models/{quote(model, safe='')}/fit{query}")
     try:
-        fit = wire.fit(answer)
+        fit = provisions.fit(answer)
         shown = [json.dumps(answer)] if as_json else list(render(fit))
     except (TypeError, AttributeError, ValueError) as error:
         raise DaemonUnreachable("the sum cannot be read", LOOK) from error
@@ -78,7 +78,7 @@ def reload(invocation: Invocation, as_json: bool) -> ExitStatus:
 def _tell(invocation: Invocation, method: str, path: str, as_json: bool) -> ExitStatus:
     answer = invocation.client().ask(method, path)
     try:
-        changes = [wire.change(each) for each in answer["changes"]]
+        changes = [statuses.change(each) for each in answer["changes"]]
     except (TypeError, KeyError, AttributeError) as error:
         raise DaemonUnreachable("the changes cannot be read", LOOK) from error
     if as_json:

@@ -17,7 +17,7 @@ from vllmd.ctl.status import duration
 from vllmd.ctl.table import table
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.routes import REQUESTS
-from vllmd.wire import RequestStatus, request_status
+from vllmd.statuses import RequestStatus, request_status
 
 HEADINGS = ("ID", "WHO", "MODEL", "STATE", "AGE", "TOKENS")
 

@@ -12,8 +12,8 @@ from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.jobs import read, see_through
 from vllmd.ctl.load import say
 from vllmd.errors import ExitStatus
+from vllmd.provisions import JobStatus, size
 from vllmd.routes import LOCAL, PULL, VERIFY
-from vllmd.wire import JobStatus, size
 
 name_argument = click.argument("name", shell_complete=model_names)
 json_option = click.option("--json", "as_json", is_flag=True, help="The job as JSON, a line for each change.")

@@ -11,7 +11,7 @@ from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.which import read_status
 from vllmd.errors import DaemonUnreachable, ExitStatus, VllmdError
 from vllmd.routes import STATUS
-from vllmd.wire import ModelStatus, Status
+from vllmd.statuses import ModelStatus, Status
 
 
 @click.command(cls=Verb)

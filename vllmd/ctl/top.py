@@ -19,7 +19,7 @@ from vllmd.ctl.ps import fetch, shortened
 from vllmd.ctl.status import duration
 from vllmd.ctl.table import table
 from vllmd.errors import DaemonUnreachable, ExitStatus
-from vllmd.wire import ModelStatus, RequestStatus, Status
+from vllmd.statuses import ModelStatus, RequestStatus, Status
 
 MODELS = ("MODEL", "STATE", "RUNNING", "HELD", "TOK/S")
 REQUESTS = ("ID", "WHO", "MODEL", "STATE", "AGE", "TOKENS", "TOK/S")

@@ -20,7 +20,7 @@ from vllmd.ctl.which import find
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.routes import EVENTS
 from vllmd.sse import Event
-from vllmd.wire import ModelStatus, model_status
+from vllmd.statuses import ModelStatus, model_status
 
 PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 1.0
 """Seconds between two tries to reach a daemon that is not there; they double."""

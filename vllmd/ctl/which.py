@@ -4,7 +4,7 @@ from typing import Any
 
 from vllmd.ctl.failure import Failure
 from vllmd.errors import ModelNotFound
-from vllmd.wire import ModelStatus, Status
+from vllmd.statuses import ModelStatus, Status
 
 
 def read_status(table: Any) -> Status:

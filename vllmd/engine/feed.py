@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vllmd.incident import Incident
-from vllmd.wire import Continued, JobStatus, ModelStatus
+from vllmd.provisions import JobStatus
+from vllmd.statuses import Continued, ModelStatus
 
 News = ModelStatus | Continued | Incident | JobStatus
 """What there is to tell: a model or a job as it is now, an answer that another engine goes on with, an incident."""

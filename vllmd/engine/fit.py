@@ -12,7 +12,7 @@ from math import ceil
 from vllmd.engine.checkpoint import Part, Weights
 from vllmd.engine.shape import Shape, Unknown
 from vllmd.engine.wants import AUTO, Wants
-from vllmd.wire import Fit
+from vllmd.provisions import Fit
 
 GIB = 1 << 30
 

@@ -17,7 +17,7 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Shape, Unknown, read_shape
 from vllmd.engine.wants import Wants, flag, read_wants
 from vllmd.lifecycle import Verdict
-from vllmd.wire import Fit
+from vllmd.provisions import Fit
 
 log = logging.getLogger(__name__)
 

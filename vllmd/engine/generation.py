@@ -29,7 +29,8 @@ from vllmd.engine.verdict import explain
 from vllmd.errors import InstallError, JobCancelled, PullError, UnknownFlags, VllmdError
 from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
-from vllmd.wire import JobStatus, PhaseSpan
+from vllmd.provisions import JobStatus
+from vllmd.statuses import PhaseSpan
 
 T = TypeVar("T")
 

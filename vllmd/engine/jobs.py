@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 from vllmd.engine.feed import Feed
 from vllmd.engine.pace import Pace
 from vllmd.errors import JobCancelled, VllmdError, outcome_of
-from vllmd.wire import JobState, JobStatus
+from vllmd.provisions import JobState, JobStatus
 
 log = logging.getLogger(__name__)
 

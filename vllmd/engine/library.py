@@ -24,7 +24,7 @@ from vllmd.engine.pulling import Order, Verb, encode
 from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.run import run
 from vllmd.errors import HubUnreachable, InUse, NotOnHub, PullError, RateLimited, kind_of
-from vllmd.wire import JobStatus, LocalModel
+from vllmd.provisions import JobStatus, LocalModel
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from vllmd.engine.selection import chosen, has_weights
 from vllmd.engine.transfer import PIECE_BYTES, Place, fetch, link
 from vllmd.engine.verifying import Say, verify
 from vllmd.errors import NoSpace, NotOnHub, PullError, outcome_of
-from vllmd.wire import size
+from vllmd.provisions import size
 
 AT_ONCE = 8
 """Files that are fetched at the same time, as huggingface_hub does."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllmd.engine.phases import Phase, Progress
-from vllmd.wire import PhaseSpan
+from vllmd.statuses import PhaseSpan
 
 log = logging.getLogger(__name__)
 

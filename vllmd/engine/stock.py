@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vllmd.engine.hub import Shelf, size_of
 from vllmd.engine.manifest import Manifest
-from vllmd.wire import LocalModel
+from vllmd.provisions import LocalModel
 
 Users = Mapping[tuple[Path, str], tuple[str, ...]]
 """(snapshot, or the model's root where none is pinned; repository) → the configured models that are made of it."""

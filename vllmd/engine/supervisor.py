@@ -54,8 +54,8 @@ from vllmd.lifecycle import (
     Unload,
     Verdict,
 )
+from vllmd.statuses import ModelStatus
 from vllmd.transitions import step
-from vllmd.wire import ModelStatus
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from vllmd.errors import TooMany
 from vllmd.limits import Allowance, Limits
 from vllmd.server.access import Identity, allowance
 from vllmd.server.calls import Call
-from vllmd.wire import Usage
+from vllmd.statuses import Usage
 
 LOOKED_UP_S = 60.0
 """So long a user's groups are remembered."""

@@ -24,7 +24,7 @@ from vllmd.server.loss import Loss
 from vllmd.server.passage import Passage
 from vllmd.server.queue import Queue
 from vllmd.server.stream import Stream
-from vllmd.wire import Continued
+from vllmd.statuses import Continued
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 
-from vllmd import __version__, routes, wire
+from vllmd import __version__, routes, statuses, wire
 from vllmd.config import Current
 from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.jobs import Jobs
@@ -17,6 +17,7 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import NotReady, RequestError
 from vllmd.incident import Incident
 from vllmd.lifecycle import Load, Restart, State, Unload
+from vllmd.provisions import JobStatus
 from vllmd.server.access import IS_STRANGER, identify, require_administrator, why_denied
 from vllmd.server.accounts import Accounts
 from vllmd.server.bodies import choose_model, json_response
@@ -27,7 +28,7 @@ from vllmd.server.queries import WAIT
 from vllmd.server.queue import places
 from vllmd.server.refusals import not_ready, retry_after_s
 from vllmd.server.requests import rate_of
-from vllmd.wire import Continued, JobStatus, ModelStatus
+from vllmd.statuses import Continued, ModelStatus
 
 _SETTLED = (State.READY, State.STOPPED, State.FAILED)
 _NUMBER = re.compile("[0-9]{1,18}")
@@ -88,7 +89,7 @@ class Control:
         denied = why_denied(who, config.access.admin_group)
         models = await asyncio.gather(*map(self._status_of, self._supervisors.values()))
         default = self._supervisors[config.default_model]
-        status = wire.Status(
+        status = statuses.Status(
             version=__version__,
             state=default.engine.state.value,
             model=default.name,

@@ -13,7 +13,7 @@ from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.doors import limit_send_buffer, require_client
 from vllmd.server.followers import Followers
 from vllmd.server.queries import FOLLOW, LINES, MODEL
-from vllmd.wire import LogLine
+from vllmd.statuses import LogLine
 
 
 class Logs:

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from vllmd import __version__, incident, routes, wire
+from vllmd import __version__, incident, provisions, routes, statuses, wire
 from vllmd.errors import VllmdError
 from vllmd.server import queries
 from vllmd.server.assets import TYPES
@@ -114,19 +114,19 @@ _NUMBER_OR_NULL: Schema = {"type": ["number", "null"]}
 _TIMINGS = _object(queue_s=_NUMBER_OR_NULL, first_token_s=_NUMBER_OR_NULL, tokens_per_s=_NUMBER_OR_NULL)
 
 SCHEMAS: Mapping[str, Schema] = {
-    "Status": schema_of(wire.Status, is_strict=False),
-    "LogLine": schema_of(wire.LogLine, is_strict=False),
+    "Status": schema_of(statuses.Status, is_strict=False),
+    "LogLine": schema_of(statuses.LogLine, is_strict=False),
     "Incident": schema_of(incident.Incident, is_strict=False),
     "IncidentReport": schema_of(incident.IncidentReport, is_strict=False),
-    "RequestStatus": schema_of(wire.RequestStatus, is_strict=False),
-    "Fit": schema_of(wire.Fit, is_strict=False),
-    "JobStatus": schema_of(wire.JobStatus, is_strict=False),
-    "LocalModel": schema_of(wire.LocalModel, is_strict=False),
+    "RequestStatus": schema_of(statuses.RequestStatus, is_strict=False),
+    "Fit": schema_of(provisions.Fit, is_strict=False),
+    "JobStatus": schema_of(provisions.JobStatus, is_strict=False),
+    "LocalModel": schema_of(provisions.LocalModel, is_strict=False),
     "PullRequest": schema_of(wire.PullRequest, is_strict=True) | {"required": ["model"]},
-    "EnvironmentStatus": schema_of(wire.EnvironmentStatus, is_strict=False),
+    "EnvironmentStatus": schema_of(provisions.EnvironmentStatus, is_strict=False),
     "InstallRequest": schema_of(wire.InstallRequest, is_strict=True),
     "UseRequest": schema_of(wire.UseRequest, is_strict=True),
-    "Change": schema_of(wire.Change, is_strict=False),
+    "Change": schema_of(statuses.Change, is_strict=False),
     "PromptRequest": schema_of(wire.PromptRequest, is_strict=True) | {"required": ["prompt"]},
     "Answer": _object(
         text=_TEXT,

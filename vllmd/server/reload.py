@@ -29,7 +29,7 @@ from vllmd.server.bodies import json_response
 from vllmd.server.calls import Calls
 from vllmd.server.relay import Relay
 from vllmd.settings import Applies
-from vllmd.wire import Change
+from vllmd.statuses import Change
 
 log = logging.getLogger(__name__)
 

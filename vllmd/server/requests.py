@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
-from vllmd import wire
+from vllmd import statuses, wire
 from vllmd.config import Current
 from vllmd.errors import Cancelled, Denied, RequestNotFound
 from vllmd.server.access import Identity, administers, identify
@@ -60,10 +60,10 @@ class Requests:
         return [call for call in self._calls if sees_all or call.who == identity.name]
 
 
-def describe(call: Call) -> wire.RequestStatus:
+def describe(call: Call) -> statuses.RequestStatus:
     """One call as it is told of."""
     age_s, answer = time.monotonic() - call.began_at, call.answer
-    return wire.RequestStatus(
+    return statuses.RequestStatus(
         id=call.id,
         who=call.who,
         model=call.model,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from vllmd.lifecycle import State
 from vllmd.server.ended import Ended
-from vllmd.wire import ModelStatus
+from vllmd.statuses import ModelStatus
 
 IDENTITIES = 100
 """So many are counted by their names; all who come later are one."""

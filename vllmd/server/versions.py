@@ -17,11 +17,12 @@ from vllmd.engine.settling import Settling
 from vllmd.engine.supervisors import Supervisors
 from vllmd.engine.variants import wanted
 from vllmd.errors import InUse, RequestError
+from vllmd.provisions import EnvironmentStatus
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response, read_body, read_json
 from vllmd.server.upgrade import Upgrade
 from vllmd.settings import Problem, read
-from vllmd.wire import EnvironmentStatus, InstallRequest, UseRequest
+from vllmd.wire import InstallRequest, UseRequest
 
 T = TypeVar("T")
 
