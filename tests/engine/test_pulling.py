@@ -119,6 +119,18 @@ def test_failures_are_told_apart(
     assert not list(pulls.shelf.blobs.glob("*")), "nothing was fetched"
 
 
+@pytest.mark.parametrize(
+    ("commit", "path"), [("../../../state", "model.safetensors"), ("c0ffee", "../model.safetensors")]
+)
+def test_a_hub_cannot_lead_out_of_the_cache(hub: LoopbackHub, pulls: Pulls, commit: str, path: str) -> None:
+    hub.repos["acme/evil"] = {commit: {path: WEIGHTS}}
+    hub.heads["acme/evil"] = {"main": commit}
+    said = pulls.run(repo="acme/evil")
+    assert (said.status, said.error[:1]) == (1, ["pull_failed"]), said.output
+    assert "makes no sense" in said.error[1]
+    assert not any(name == "store" for name, *_ in hub.asked), "nothing was fetched"
+
+
 def test_killed_in_the_middle_it_goes_on_from_there(hub: LoopbackHub, pulls: Pulls) -> None:
     hub.faults.pace_s = 0.02
     process = pulls.begin()

@@ -69,6 +69,11 @@ class Manifest:
         return subject_of(self.repo, self.revision)
 
     @property
+    def is_sound(self) -> bool:
+        """Whether it can be trusted with places on disk, whoever wrote it."""
+        return bool(_COMMIT.fullmatch(self.commit)) and all(each.is_sound for each in self.files)
+
+    @property
     def unique(self) -> tuple[File, ...]:
         """The files, each content once."""
         return tuple({each.etag: each for each in self.files}.values())
@@ -103,8 +108,7 @@ def from_table(table: Any) -> Manifest | None:
         manifest = Manifest(*words, files, float(table["pulled_at"]), int(table["version"]))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    sound = manifest.version == VERSION and bool(_COMMIT.fullmatch(manifest.commit))
-    return manifest if sound and all(each.is_sound for each in files) else None
+    return manifest if manifest.version == VERSION and manifest.is_sound else None
 
 
 class Manifests:

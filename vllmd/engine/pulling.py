@@ -120,9 +120,10 @@ class Hub:
             raise NotOnHub(
                 f"{repo} holds no weights that vLLM loads", "those are safetensors, .bin and .pt; or set `files`"
             )
-        if any(not each.is_sound for each in files) or info.sha is None:
+        manifest = Manifest(repo, revision, info.sha or "", files, time.time())
+        if not manifest.is_sound:
             raise PullError(f"what the model hub says of the files of {repo} makes no sense", "is HF_ENDPOINT a hub?")
-        return Manifest(repo, revision, info.sha, files, time.time())
+        return manifest
 
     def place(self, manifest: Manifest, file: File) -> Place:
         """Where a file's bytes lie. The token goes to the hub itself and to nobody that it points at."""
