@@ -74,6 +74,17 @@ async def test_cancelled_it_is_over_only_when_it_has_cleaned_up() -> None:
     assert job.status.state == "cancelled", "once is enough"
 
 
+async def test_called_off_twice_it_still_cleans_up() -> None:
+    jobs, work = Jobs(Feed()), Work()
+    job = jobs.ask(Kind.USE, "vllm", work)
+    await begun(work)
+    job.cancel()
+    await asyncio.sleep(0)  # it is cleaning up now
+    job.cancel()
+    await jobs.close()
+    assert work.cleaned_up
+
+
 async def test_it_can_be_cancelled_before_it_has_begun() -> None:
     jobs, work = Jobs(Feed()), Work()
     job = jobs.ask(Kind.PULL, "acme/m", work)

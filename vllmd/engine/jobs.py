@@ -66,6 +66,7 @@ class Job(Generic[T]):
         self._pace = Pace()
         self._error: VllmdError | None = None
         self._task: asyncio.Task[T] | None = None
+        self._is_called_off = False
         self._published_at = 0.0
 
     # ── for who does the work ──
@@ -145,8 +146,9 @@ class Job(Generic[T]):
             self._followers.remove(told)
 
     def cancel(self) -> None:
-        """Calls it off. Nothing happens if it is over."""
-        if self._task and not self.is_over:
+        """Calls it off. Nothing happens if it is over, or was called off: it may be putting things back."""
+        if self._task and not self.is_over and not self._is_called_off:
+            self._is_called_off = True
             self._task.cancel()
 
     # ── its life ──
