@@ -20,7 +20,7 @@ from vllmd.engine.choices import Choices
 from vllmd.engine.environment import ensure
 from vllmd.engine.environments import Environments
 from vllmd.engine.feed import Feed
-from vllmd.engine.jobs import Jobs
+from vllmd.engine.jobs import Jobs, Kind
 from vllmd.engine.kept import found
 from vllmd.engine.library import Library
 from vllmd.engine.plan import Plan
@@ -204,9 +204,11 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             staying = _answering(supervisors) if followed else []
             await drain(calls, doors, current.config.relay.drain_s, signals, staying)
             reload.close()
-            await jobs.close()
+            await jobs.close(Kind.USE)  # which puts back what it has moved
             # Who signals once more need not wait for the engines either: leaving the block kills them.
             await unless_hurried(hand_over(supervisors.values(), followed), signals=signals)
+            # Only now: to a start that needs its model the end of the pull would be a failure.
+            await jobs.close()
     log.info("stopped")
 
 

@@ -151,6 +151,16 @@ def test_killed_in_the_middle_the_next_daemon_goes_on(hub: LoopbackHub, begin: B
     assert hub.begun[partial.stem] == [0, come], "it goes on from the bytes that were there"
 
 
+def test_a_stop_in_the_middle_is_no_failure(hub: LoopbackHub, begin: Begin) -> None:
+    hub.faults.pace_s = 0.02
+    daemon = begin(ready=False)
+    partial = shelf_of(daemon).partial(etag_of("m.safetensors", WEIGHTS))
+    until_sync(lambda: size_of(partial) > 0, "some of it to come", 60)
+    assert daemon.stop() == 0
+    assert "→ failed" not in daemon.log
+    assert not list(daemon.folder.rglob("incidents/*.json"))
+
+
 def test_a_job_is_called_off_and_taken_up_again(hub: LoopbackHub, begin: Begin) -> None:
     daemon = begin(model=str(ROOT))
     hub.faults.pace_s = 0.02

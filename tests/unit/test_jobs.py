@@ -144,6 +144,15 @@ async def test_closing_ends_all_and_lets_none_begin() -> None:
         await jobs.ask(Kind.PULL, "late", Work()).result()
 
 
+async def test_some_kinds_may_end_before_the_others() -> None:
+    jobs, work = Jobs(Feed()), Work()
+    pull, use = jobs.ask(Kind.PULL, "acme/m", work), jobs.ask(Kind.USE, "vllm", work)
+    await jobs.close(Kind.USE)
+    assert (pull.is_over, use.is_over) == (False, True)
+    await jobs.close()
+    assert pull.is_over
+
+
 async def test_only_the_last_that_ended_are_remembered() -> None:
     jobs, running = Jobs(Feed()), Work()
     longest = jobs.ask(Kind.PULL, "long", running)

@@ -217,7 +217,7 @@ class Jobs(Mapping[str, Job[Any]]):
         self._feed = feed
         self._all: dict[str, Job[Any]] = {}
         self._last = 0
-        self._is_closed = False
+        self._closed: set[Kind] = set()
 
     def __getitem__(self, id: str) -> Job[Any]:
         return self._all[id]
@@ -246,14 +246,14 @@ class Jobs(Mapping[str, Job[Any]]):
         self._all[job.id] = job
         self._forget()
         job.begin(work)
-        if self._is_closed:
+        if kind in self._closed:
             job.cancel()
         return job
 
-    async def close(self) -> None:
-        """Calls all of them off, and returns when nothing of them runs any more."""
-        self._is_closed = True
-        await asyncio.gather(*(each.end() for each in self._all.values()))
+    async def close(self, *kinds: Kind) -> None:
+        """Calls all of them off, or those of some kinds, and returns when nothing of them runs any more."""
+        self._closed.update(kinds or Kind)
+        await asyncio.gather(*(each.end() for each in self._all.values() if each.kind in self._closed))
 
     def _forget(self) -> None:
         over = [each.id for each in self._all.values() if each.is_over]
