@@ -133,4 +133,7 @@ def test_a_model_that_was_pulled_is_served_from_where_it_lies_and_nobody_is_aske
     assert offline() == "1"
     assert offline(env={"HF_HUB_OFFLINE": "0"}) == "0", "the administrator has the last word"
     assert offline(args={"tokenizer": "acme/other"}) is None, "that one has to be asked for"
+    for flag in ("speculative-config.model", "--spec-model", "trust_remote", "lora-modules"):
+        assert offline(args={flag: "acme/draft"}) is None, flag
+    assert offline(args={"tokenizer-mode": "slow", "max-model-len": 8}) == "1"
     assert offline(args={"trust_remote_code": False}) == "1"

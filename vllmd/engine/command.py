@@ -1,6 +1,7 @@
 """From a model's settings to the argv and the environment of `vllm serve`: the only place that spells a vLLM flag."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 """A service does not phone home unless its administrator says so in `[models.NAME.env]`."""
 
 
-ELSEWHERE = ("tokenizer", "hf-config-path", "speculative-config", "lora-modules", "trust-remote-code")
+ELSEWHERE = (
+    *("tokenizer", "hf-config-path", "speculative-config", "spec-model", "lora-modules", "default-mm-loras"),
+    "trust-remote-code",
+)
 """Flags by which an engine may need a second repository of the hub's: code, a tokenizer, a draft model."""
 
 
@@ -73,8 +77,7 @@ def environ(
         binaries: the environment's `bin`, first in PATH for the compilers that vLLM calls.
         snapshot: where the model lies that vllmd has pulled: the hub need not be asked, and is not.
     """
-    needs_more = any(model.flag(flag) not in (None, False) for flag in ELSEWHERE)
-    offline = {"HF_HUB_OFFLINE": "1"} if snapshot and not needs_more else {}
+    offline = {"HF_HUB_OFFLINE": "1"} if snapshot and not _needs_more(model) else {}
     places = {
         "PATH": f"{binaries}:{base.get('PATH', '/usr/bin:/bin')}",
         "TMPDIR": str(directory / "tmp"),
@@ -83,6 +86,13 @@ def environ(
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
     }
     return {**surroundings(base, cache), **QUIET, **places, **offline, **model.env}
+
+
+def _needs_more(model: Model) -> bool:
+    """Whether a flag of `ELSEWHERE` is there, maybe abbreviated or with a key of its table (`--flag.key`)."""
+    used = (key.lstrip("-").replace("_", "-") for key, value in model.args.items() if value is not False)
+    words = [re.split("[.=+]", word)[0] for word in used]
+    return any(word and flag.startswith(word) for word in words for flag in ELSEWHERE)
 
 
 def surroundings(base: Mapping[str, str], cache: Path) -> dict[str, str]:
