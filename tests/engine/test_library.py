@@ -61,6 +61,10 @@ def test_what_is_asked_of_a_hub(make: Make, tmp_path: Path) -> None:
     for model in (str(tmp_path), "s3://bucket/m", "acme/m:Q4_K_M", "./m"):
         assert wanted_by(make(model)) is None, "it is served as it is, or is vLLM's to find"
     assert wanted_by(make(args={"load-format": "dummy"})) is None
+    elsewhere = wanted_by(make(args={"download_dir": "/srv/models", "load-format": "mistral"}))
+    assert elsewhere is not None
+    assert elsewhere.shelf.root == Path("/srv/models/models--acme--m"), "where vLLM would look for it"
+    assert "consolidated*.safetensors" in elsewhere.patterns, "that format needs what others do not"
 
 
 def test_names_that_people_use(make: Make) -> None:
@@ -93,6 +97,11 @@ async def test_without_a_hub_the_cache_has_to_do(make: Make) -> None:
     wanted.shelf.ref("").parent.mkdir(parents=True)
     wanted.shelf.ref("").write_text("another program's")
     assert await provided(plan) is None, "vLLM is to try it with what is there"
+    pinned = make(args={"revision": "c0ffee"})
+    with pytest.raises(HubUnreachable):
+        await provided(pinned)
+    wanted.shelf.snapshot("c0ffee").mkdir(parents=True)
+    assert await provided(pinned) is None, "a commit needs no name"
 
 
 async def test_what_is_missing_is_fetched_and_told(make: Make) -> None:

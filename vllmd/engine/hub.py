@@ -95,6 +95,10 @@ class Shelf:
         """How many bytes of a model have come."""
         return sum(min(each.size, self._come(each.etag)) for each in manifest.unique)
 
+    def has_some(self, revision: str) -> bool:
+        """Whether anybody has ever put a revision here, maybe in part: by its name, or as a commit."""
+        return self.ref(revision).exists() or bool(revision and self.snapshot(revision).exists())
+
     def is_whole(self, manifest: Manifest) -> bool:
         """Whether every file of a model is there, in the size that it should have."""
         snapshot = self.snapshot(manifest.commit)

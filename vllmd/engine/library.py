@@ -23,6 +23,7 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.pulling import Order, Verb, encode
 from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.run import run
+from vllmd.engine.selection import BY_FORMAT
 from vllmd.errors import HubUnreachable, InUse, NotOnHub, PullError, RateLimited, kind_of
 from vllmd.provisions import JobStatus, LocalModel
 
@@ -71,9 +72,11 @@ class Wanted:
 def wanted_by(plan: Plan) -> Wanted | None:
     """What a plan's engine needs of a hub; None if it is served as it is, or is vLLM's to find."""
     model = plan.model
-    if not is_name(model.model) or model.flag("load-format") in ("dummy", "gguf") or os.path.isdir(model.model):
+    kind, place = str(model.flag("load-format") or ""), model.flag("download-dir")
+    if not is_name(model.model) or kind in ("dummy", "gguf") or os.path.isdir(model.model):
         return None
-    return Wanted(model.model, str(model.flag("revision") or ""), model.files, plan.surroundings)
+    environ = {**plan.surroundings, **({"HF_HUB_CACHE": str(place)} if place else {})}  # as vLLM takes that flag
+    return Wanted(model.model, str(model.flag("revision") or ""), model.files or BY_FORMAT.get(kind, ()), environ)
 
 
 class Library:
@@ -144,7 +147,7 @@ class Library:
             with job.followed(told):
                 return await job.result()
         except (HubUnreachable, RateLimited) as error:
-            if not wanted.shelf.ref(wanted.revision).exists():
+            if not wanted.shelf.has_some(wanted.revision):
                 raise
             log.warning("%s: %s: taking what is in the cache", wanted.subject, error.message)
             return None

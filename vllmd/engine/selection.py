@@ -4,7 +4,7 @@ What is left out was chosen by what vLLM's loader reads (vllm/model_executor/mod
 safetensors where there are any, else PyTorch's .bin or .pt; never the copies for other programs. What is unknown stays.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 FOREIGN_DIRECTORIES = ("original", "onnx", "openvino", "coreml", "metal", "runs", "logs", "assets", "images", "figures")
@@ -19,6 +19,14 @@ FOREIGN = (
 SAFE, TORCH = "*.safetensors", ("*.bin", "*.pt")
 CONSOLIDATED = "consolidated*.safetensors"
 """Mistral's own layout of weights that mostly are there as `model*.safetensors` too."""
+
+_BESIDE = ("*.json", "*.model*", "*.txt", "*.jinja", "*.tiktoken", "*.py")
+BY_FORMAT: Mapping[str, tuple[str, ...]] = {
+    "mistral": ("consolidated*.safetensors", *_BESIDE),
+    "pt": ("*.pt", *_BESIDE),
+    "npcache": ("*.bin", *_BESIDE),
+}
+"""Values of `load-format` with which vLLM reads what would be left out else → patterns of what it needs."""
 
 
 def chosen(paths: Iterable[str], patterns: Sequence[str] = ()) -> list[str]:
