@@ -218,6 +218,8 @@ class Generation:
     async def _prepare(self, work: Coroutine[Any, Any, T]) -> T:
         """Something that comes before the engine, and that can be called off."""
         task = asyncio.ensure_future(work)
+        if self._asked_to_end:  # when the work before this had just ended
+            task.cancel()
         self._preparing = task
         try:
             return await task
