@@ -58,6 +58,7 @@ def fetch(file: File, shelf: Shelf, find: Find) -> None:
     for _ in range(2):
         _complete(file, partial, find)
         if digest(partial, file) == file.etag:
+            _flush(partial)
             partial.replace(shelf.blob(file.etag))
             return
         partial.unlink()
@@ -91,6 +92,12 @@ def digest(path: Path, file: File) -> str:
     return found.hexdigest()
 
 
+def _flush(path: Path) -> None:
+    """Has all of a file on the disk, also what a process wrote that was killed."""
+    with open(path, "rb") as content:
+        os.fsync(content.fileno())
+
+
 def _complete(file: File, partial: Path, find: Find) -> None:
     """Gets what is missing of `partial`, in several tries if it must be."""
     tries = 0
@@ -118,7 +125,6 @@ def _try(file: File, partial: Path, find: Find) -> Exception | None:
                 http_get(place.url, content, resume_size=content.tell(), headers=place.headers)
             finally:
                 content.flush()
-            os.fsync(content.fileno())
     except HfHubHTTPError as error:
         return None if error.response.status_code == NOTHING_BEHIND else error
     except Exception as error:
