@@ -89,7 +89,11 @@ class EnvironmentSettings:
     path: str = option(
         "", "use the vLLM in this virtual environment as it is, and install nothing", applies=Applies.ENGINE
     )
-    index: str = option("", "an index of wheels beside pip's own; vLLM for AMD GPUs needs one")
+    index: str = option(
+        "",
+        "an index of wheels beside pip's own; vLLM for AMD GPUs needs one",
+        secret=True,  # its URL may hold a password
+    )
 
 
 @dataclass(frozen=True)

@@ -390,6 +390,18 @@ async def test_pip_builds_one_too(environments: Path) -> None:
     assert await run([str(environment.python), str(environment.vllm)], os.environ, print) == 0
 
 
+async def test_what_an_installer_says_of_a_password_is_not_repeated(
+    environments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_INDEX_MINE_PASSWORD", "correct-horse")
+    uv, lines = tmp_path / "uv", list[str]()
+    uv.write_text('#!/bin/sh\necho "error: refused: $UV_INDEX_MINE_PASSWORD"\nexit 1\n')
+    uv.chmod(0o755)
+    with pytest.raises(InstallError, match=r"refused: \*\*\*") as failed:
+        await ensure("vllm==0.0.1", environments, "", lines.append, lambda: str(uv))
+    assert "correct-horse" not in " ".join([*lines, failed.value.message])
+
+
 @pytest.mark.parametrize("find_installer", [find_uv, lambda: None])
 async def test_a_version_that_is_not_there(environments: Path, find_installer: Callable[[], str | None]) -> None:
     with pytest.raises(InstallError) as caught:

@@ -33,6 +33,7 @@ from vllmd.engine.installer import (
     with_index,
 )
 from vllmd.engine.records import Record
+from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.run import Report, gently, output, run
 from vllmd.engine.variants import NO_ROCM, NO_ROCM_HINT
 from vllmd.engine.whole import SCRATCH, built_beside, locked
@@ -198,8 +199,10 @@ class _Build:
     async def step(self, step: Step, environ: Mapping[str, str]) -> None:
         self.report(step.title)
         lines: deque[str] = deque(maxlen=500)
+        secrets = secrets_in(environ)
 
         def said(line: str) -> None:
+            line = redacted(line, secrets)
             lines.append(line)
             for text in explained(line):
                 self.report(text)
