@@ -228,6 +228,11 @@ class Jobs(Mapping[str, Job[Any]]):
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def are_running(self) -> bool:
+        """Whether there is any that is not over."""
+        return not all(each.is_over for each in self._all.values())
+
     def running(self, kind: Kind, subject: str) -> Job[Any] | None:
         """The job of that kind that is under way for `subject`."""
         return next((each for each in self._all.values() if _is(each, kind, subject)), None)

@@ -11,34 +11,35 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from vllmd.engine.feed import Feed
+from vllmd.engine.jobs import Jobs
 from vllmd.engine.supervisor import Supervisor
 from vllmd.server.calls import Calls
 from vllmd.server.entrance import Doors
 
 
 async def until_idle(
-    limit_s: float, doors: Doors, calls: Calls, supervisors: Mapping[str, Supervisor], feed: Feed
+    limit_s: float, doors: Doors, calls: Calls, supervisors: Mapping[str, Supervisor], jobs: Jobs, feed: Feed
 ) -> None:
     """Returns when nobody has asked a model anything for `limit_s` seconds; the doors are closed then.
 
-    A model on its way (starting, stopping, between two tries) is waited for, and every change of state begins the time
+    A model on its way (starting, stopping, between two tries) or a job is waited for, and every change begins the time
     anew: somebody wanted it. Who only looks, at the status or the events, wants nothing.
     """
     while True:
-        await _quiet(limit_s, calls, supervisors, feed)
+        await _quiet(limit_s, calls, supervisors, jobs, feed)
         doors.close()
         await doors.newcomers_have_asked()
-        if calls.is_idle and time.monotonic() - calls.idle_since >= limit_s:
+        if calls.is_idle and not jobs.are_running and time.monotonic() - calls.idle_since >= limit_s:
             return
         await doors.open()
 
 
-async def _quiet(limit_s: float, calls: Calls, supervisors: Mapping[str, Supervisor], feed: Feed) -> None:
+async def _quiet(limit_s: float, calls: Calls, supervisors: Mapping[str, Supervisor], jobs: Jobs, feed: Feed) -> None:
     changed_at = time.monotonic()
     while True:
         await calls.wait_idle()
         left_s = max(calls.idle_since, changed_at) + limit_s - time.monotonic()
-        is_passing = any(each.status.is_passing for each in supervisors.values())
+        is_passing = jobs.are_running or any(each.status.is_passing for each in supervisors.values())
         if left_s <= 0 and not is_passing:
             return
         with suppress(TimeoutError):
