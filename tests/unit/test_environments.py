@@ -48,6 +48,11 @@ def test_the_facts_are_looked_up_where_the_kernel_and_the_driver_put_them(tmp_pa
     assert found.has_kfd
     assert found.features == {"fpu", "avx2"}
     assert look(tmp_path / "empty") == Facts(processor=found.processor)
+    for name in ("wsl/dev/dxg", "wsl/usr/lib/wsl/lib/libnvidia-ml.so.1"):
+        assert look(tmp_path / "wsl").nvidia == (), "another maker's GPU"
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert (look(tmp_path / "wsl").nvidia, look(tmp_path / "wsl").has_nvml) == (("/dev/dxg",), True)
 
 
 CPU = Suited(Variant.CPU, "no GPU")

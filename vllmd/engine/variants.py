@@ -24,7 +24,7 @@ class Facts:
     """What decides which build suits a machine.
 
     Args:
-        nvidia: device files of NVIDIA's driver, such as /dev/nvidia0.
+        nvidia: device files of NVIDIA's driver, such as /dev/nvidia0; under Windows (WSL) its one for all GPUs.
         has_nvml: whether its library is there, by which it is asked.
         has_kfd: whether there is AMD's /dev/kfd.
         processor: the architecture, as in uname(2).
@@ -57,6 +57,9 @@ NO_ROCM_HINT = (
     "set environment.index to an index with wheels of vLLM and PyTorch for your ROCm, as vLLM's installation guide "
     "names it, or environment.path to an environment of your own"
 )
+
+_WSL = "usr/lib/wsl/lib"
+"""Where Windows puts the drivers' libraries, those of NVIDIA's only if it has that driver."""
 
 _VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
 
@@ -111,8 +114,9 @@ def look(root: Path = Path("/")) -> Facts:
         root: where its files begin.
     """
     dev = root / "dev"
+    has_wsl = (dev / "dxg").exists() and (root / _WSL / "libnvidia-ml.so.1").exists()
     return Facts(
-        nvidia=tuple(sorted(f"/dev/{path.name}" for path in dev.glob("nvidia[0-9]*"))),
+        nvidia=tuple(sorted(f"/dev/{path.name}" for path in dev.glob("nvidia[0-9]*"))) or ("/dev/dxg",) * has_wsl,
         has_nvml=_has_nvml(root),
         has_kfd=(dev / "kfd").exists(),
         processor=platform.machine(),
@@ -122,7 +126,7 @@ def look(root: Path = Path("/")) -> Facts:
 
 def _has_nvml(root: Path) -> bool:
     """Whether the driver's library is where a linker looks. It is not loaded: a sick driver can block who does."""
-    places = ("usr/lib", "usr/lib64", f"usr/lib/{platform.machine()}-linux-gnu", "usr/local/nvidia/lib64")
+    places = ("usr/lib", "usr/lib64", f"usr/lib/{platform.machine()}-linux-gnu", "usr/local/nvidia/lib64", _WSL)
     listed = (Path(each) for each in os.environ.get("LD_LIBRARY_PATH", "").split(":") if each)
     return any((folder / "libnvidia-ml.so.1").exists() for folder in (*(root / place for place in places), *listed))
 
