@@ -163,9 +163,13 @@ class Upgrade:
 
     async def _put_back(self, job: Job[None], name: str) -> None:
         job.line(f"{name}: goes back to the environment from before")
-        with self._supervisors[name].holding():
+        supervisor = self._supervisors.get(name)
+        if supervisor is None:  # a reload has taken it out meanwhile
+            self._settling.choices.end_trial(name)
+            return
+        with supervisor.holding():
             await self._unused(name)
-            await self._back(self._supervisors[name])
+            await self._back(supervisor)
 
     async def _renew_now(self, supervisor: Supervisor) -> None:
         plan = self._plan(supervisor.name)
