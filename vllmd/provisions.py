@@ -51,7 +51,7 @@ class JobStatus:
 
     Args:
         id: as in its path.
-        kind: what is done: `pull`, `verify`, `install`.
+        kind: what is done: `pull`, `verify`, `install`, `use`.
         subject: what it is done to.
         state: a value of `JobState`.
         phase: what is being done, in a few words.

@@ -32,8 +32,8 @@ TICK_S = 1.0
 def jobs(invocation: Invocation, cancel: str | None, as_json: bool) -> ExitStatus:
     """List what the daemon works on by itself.
 
-    These are models that are pulled or verified, and environments that are installed; also the last ones that have
-    ended. A job goes on when whoever asked for it has left.
+    These are models that are pulled or verified, environments that are installed, and models that are moved between
+    them; also the last ones that have ended. A job goes on when whoever asked for it has left.
     """
     client = invocation.client()
     if cancel is not None:
