@@ -14,7 +14,7 @@ from vllmd.engine.jobs import Jobs
 from vllmd.engine.library import Library, as_configured, wanted_by
 from vllmd.engine.manifest import File, Manifest, Manifests
 from vllmd.engine.plan import Plan
-from vllmd.errors import HubUnreachable, InUse, NotOnHub
+from vllmd.errors import HubUnreachable, InUse, NotOnHub, PullError
 from vllmd.provisions import JobStatus
 
 NOBODY = "http://127.0.0.1:9"
@@ -102,6 +102,20 @@ async def test_without_a_hub_the_cache_has_to_do(make: Make) -> None:
         await provided(pinned)
     wanted.shelf.snapshot("c0ffee").mkdir(parents=True)
     assert await provided(pinned) is None, "a commit needs no name"
+
+
+async def test_a_cache_that_cannot_be_written_has_to_do(make: Make) -> None:
+    with serving() as hub:
+        hub.put("acme/m", {"config.json": b"{}", "m.safetensors": b"x"})
+        plan = make(endpoint=hub.url)
+        wanted = wanted_by(plan)
+        assert wanted is not None
+        wanted.shelf.lock.mkdir(parents=True)  # in the place of a file; root may write whatever is read-only
+        with pytest.raises(PullError, match="cannot be pulled"):
+            await provided(plan)
+        wanted.shelf.ref("").parent.mkdir(parents=True)
+        wanted.shelf.ref("").write_text("another program's")
+        assert await provided(plan) is None, "vLLM is to try it with what is there"
 
 
 async def test_what_is_missing_is_fetched_and_told(make: Make) -> None:

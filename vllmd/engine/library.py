@@ -36,6 +36,9 @@ Provide = Callable[[Plan, Told], Awaitable[Path | None]]
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_XET": "1"}
 """Xet has no way to go on with half a file."""
 
+NO_VERDICT = (HubUnreachable, RateLimited, PullError)
+"""What says nothing of the model, as that the cache may not be written: vLLM may start with what lies there."""
+
 
 async def as_configured(plan: Plan, told: Told) -> Path | None:
     """What the plan says is what vLLM gets."""
@@ -146,8 +149,8 @@ class Library:
         try:
             with job.followed(told):
                 return await job.result()
-        except (HubUnreachable, RateLimited) as error:
-            if not wanted.shelf.has_some(wanted.revision):
+        except PullError as error:
+            if type(error) not in NO_VERDICT or not wanted.shelf.has_some(wanted.revision):
                 raise
             log.warning("%s: %s: taking what is in the cache", wanted.subject, error.message)
             return None
