@@ -61,6 +61,7 @@ def test_what_is_asked_of_a_hub(make: Make, tmp_path: Path) -> None:
     for model in (str(tmp_path), "s3://bucket/m", "acme/m:Q4_K_M", "./m"):
         assert wanted_by(make(model)) is None, "it is served as it is, or is vLLM's to find"
     assert wanted_by(make(args={"load-format": "dummy"})) is None
+    assert wanted_by(make(VLLM_USE_MODELSCOPE="True")) is None, "that is another hub"
     elsewhere = wanted_by(make(args={"download_dir": "/srv/models", "load-format": "mistral"}))
     assert elsewhere is not None
     assert elsewhere.shelf.root == Path("/srv/models/models--acme--m"), "where vLLM would look for it"

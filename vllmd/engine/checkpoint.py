@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from vllmd.engine.hub import is_of_modelscope
 from vllmd.engine.shape import Unknown, text_config
 
 HEADER_BYTES = 100_000_000
@@ -88,7 +89,7 @@ def find(model: str, environ: Mapping[str, str], revision: str | None, download_
     directory = Path(model).expanduser()
     if directory.is_dir():
         return directory
-    if environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):
+    if is_of_modelscope(environ):
         return Unknown(_NOT_THERE)
     repository = (Path(download_dir) if download_dir else _hub(environ)) / f"models--{model.replace('/', '--')}"
     snapshot = repository / "snapshots" / _commit(repository, revision or "main")

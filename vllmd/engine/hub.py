@@ -39,6 +39,11 @@ def is_offline(environ: Mapping[str, str]) -> bool:
     return any(environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
+def is_of_modelscope(environ: Mapping[str, str]) -> bool:
+    """Whether vLLM is told to take names for those of ModelScope (vllm/envs.py)."""
+    return environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true")
+
+
 def cache_of(environ: Mapping[str, str]) -> Path:
     """Where models lie for a process with these variables (huggingface_hub/constants.py)."""
     home = environ.get("HF_HOME") or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"

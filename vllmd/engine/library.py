@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vllmd.engine import stock
-from vllmd.engine.hub import Shelf, cache_of, is_name, is_offline, is_revision
+from vllmd.engine.hub import Shelf, cache_of, is_name, is_of_modelscope, is_offline, is_revision
 from vllmd.engine.jobs import Job, Jobs, Kind
 from vllmd.engine.manifest import Manifest, Manifests, split, subject_of
 from vllmd.engine.plan import Plan
@@ -77,6 +77,8 @@ def wanted_by(plan: Plan) -> Wanted | None:
     model = plan.model
     kind, place = str(model.flag("load-format") or ""), model.flag("download-dir")
     if not is_name(model.model) or kind in ("dummy", "gguf") or os.path.isdir(model.model):
+        return None
+    if is_of_modelscope(plan.surroundings):
         return None
     environ = {**plan.surroundings, **({"HF_HUB_CACHE": str(place)} if place else {})}  # as vLLM takes that flag
     return Wanted(model.model, str(model.flag("revision") or ""), model.files or BY_FORMAT.get(kind, ()), environ)
