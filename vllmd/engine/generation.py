@@ -77,7 +77,6 @@ class Generation:
         self.environment: Path | None = None
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         self._evidence = Evidence()
-        self._root: Path | None = None
         self._began_at = time.time() - (evidence.lived_s(kept.record.guard) if kept and kept.record else 0.0)
         self._plan = plan
         self._secrets = secrets_in({**plan.environ, **plan.model.env})
@@ -178,7 +177,7 @@ class Generation:
 
     def report(self, verdict: Verdict) -> IncidentReport:
         """What is known of its end; when it is written down it gets its name."""
-        vllm, python = installed(self._root) if self._root else ("", "")
+        vllm, python = installed(self.environment) if self.environment else ("", "")
         gpus = self._evidence.gpus
         return IncidentReport(
             id="",
@@ -229,7 +228,7 @@ class Generation:
     async def _begin(self) -> AbstractAsyncContextManager[Process] | Verdict:
         """A start, or what goes on with the engine that is there; or why there is none."""
         if self._kept and self._kept.record and self._kept.tether:
-            self._root = _root_of(self._kept.record.leader)
+            self.environment = _root_of(self._kept.record.leader)
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
         environment, snapshot = await self._prepare(self._needs())
         if refusal := await self._prepare(fitting.refusal(self._plan, environment.root)):
