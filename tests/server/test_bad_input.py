@@ -259,7 +259,7 @@ async def test_another_method_where_get_belongs(daemon: Daemon, method: str) -> 
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v2/chat", "/api/promt", "/v1/chat/completions/", "/%00", "/a%0d%0ab", "//"]
+    "path", ["/page", "/v1", "/v2/chat", "/api/promt", "/v1/chat/completions/", "/%00", "/a%0d%0ab", "//"]
 )
 async def test_an_unknown_route(daemon: Daemon, path: str) -> None:
     for body in (None, HELLO):

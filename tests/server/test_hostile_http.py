@@ -245,9 +245,9 @@ def reached(daemon: Daemon) -> Callable[[], set[str]]:
 
 
 async def test_what_reaches_the_engine_would_be_seen(daemon: Daemon, reached: Callable[[], set[str]]) -> None:
-    for route in ("/metrics", "/sleep"):
+    for route in ("/load", "/sleep"):
         await daemon.engine.ask(route)
-    await until(lambda: reached() == {"/metrics", "/sleep"}, "the engine to log them")
+    await until(lambda: reached() == {"/load", "/sleep"}, "the engine to log them")
 
 
 @pytest.mark.parametrize("trick", TRICKS)
