@@ -161,7 +161,7 @@ class Supervisor:
 
     @property
     def environment(self) -> Path | None:
-        """Where the vLLM lies that runs now, if this vllmd has started it."""
+        """Where the vLLM lies that runs now; None where that is not known."""
         return self._generation.environment if self._generation and self.engine.state in ALIVE else None
 
     @property
