@@ -1,7 +1,7 @@
 """`/metrics`: vllmd's own numbers, and those of its engines, on one page for Prometheus.
 
 The numbers are read here, in one go; the engines are asked meanwhile, and have but a moment for it. What is made of it
-all happens in a thread (`page`), so that no stream waits for it.
+all happens in a thread (`prometheus`), so that no stream waits for it.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class Metrics:
 
 def _rendered(snapshot: Snapshot, engines: Mapping[str, str], is_open: bool) -> tuple[str, bytes]:
     """The page and its media type; in a thread, whose first run also loads Prometheus' library."""
-    from vllmd.server.page import render
+    from vllmd.server.prometheus import render
 
     return render(snapshot, engines, is_open=is_open)
 
