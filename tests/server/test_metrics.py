@@ -227,6 +227,15 @@ async def test_an_engine_that_tells_nothing_costs_its_numbers_alone(own: Daemon)
     assert value(await scrape(own.unix), "vllmd_engine_scrape_ok", model="tiny") == 1
 
 
+async def test_many_who_ask_at_once_ask_the_engine_no_more_often(own: Daemon) -> None:
+    own.control(metrics="hang")
+    own.forget()
+    pages = await asyncio.gather(*(scrape(own.unix) for _ in range(20)))
+    assert [value(each, "vllmd_engine_scrape_ok", model="tiny") for each in pages] == [0] * 20
+    assert 1 <= len(own.journal("scrape")) < 10
+    own.control()
+
+
 @pytest.mark.parametrize("page", ["\x00garbage" * 9999, "vllm:x 1\nvllm:x 2\n# TYPE vllm:x gauge\n"])
 async def test_an_engine_that_tells_garbage_spoils_nothing(own: Daemon, page: str) -> None:
     own.control(metrics=page)
