@@ -92,3 +92,12 @@ def test_restarts_by_their_cause_and_starts_by_their_length() -> None:
     assert lives.restarts == {("m", "out of memory"): 1, ("m", "killed"): 1}
     assert (lives.ready["m"].sum, lives.ready["m"].cumulated()[-1]) == (20.0, ("+Inf", 2.0))
     assert lives.ready.keys() == {"m"}
+
+
+def test_a_model_that_comes_back_by_a_reload_begins_anew() -> None:
+    clock = iter(range(0, 1000, 10))
+    lives = Lives(lambda: float(next(clock)))
+    for _ in range(2):
+        for state in ("starting", "ready", "stopping", "stopped"):
+            lives.note(ModelStatus("m", state=state, generation=1))
+    assert (lives.ready["m"].sum, lives.ready["m"].cumulated()[-1]) == (20.0, ("+Inf", 2.0))

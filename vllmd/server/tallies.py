@@ -136,7 +136,8 @@ class Lives:
         self._last[status.name] = status
         if status.restarts > before.restarts:
             self.restarts[status.name, status.cause] += status.restarts - before.restarts
-        if status.state == State.STARTING and before.generation != status.generation:
+        # A model that a reload took away and another one brought back counts its generations anew.
+        if status.state == State.STARTING and (before.state, before.generation) != (status.state, status.generation):
             self._began_at[status.name] = self._now()
         began_at = self._began_at.get(status.name)
         if status.state == State.READY and before.state == State.STARTING and began_at is not None:
