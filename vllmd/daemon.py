@@ -196,7 +196,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
         async with _running(supervisors, environments, current, feed, notifier), serving(app, sockets, census) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses))
-            await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, feed))
+            await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, jobs, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
             notifier.stopping()
             doors.close_for_good()
@@ -314,11 +314,11 @@ async def _feed_watchdog(notifier: Notifier) -> None:
         await asyncio.sleep(interval_s)
 
 
-async def _idle(config: Config, doors: Doors, calls: Calls, supervisors: Supervisors, feed: Feed) -> None:
+async def _idle(config: Config, doors: Doors, calls: Calls, supervisors: Supervisors, jobs: Jobs, feed: Feed) -> None:
     """Returns when vllmd may end because nobody has wanted anything for long: the doors are closed then."""
     if not config.listen.exit_idle_s or not any(not each.is_stored for each in passed(os.environ, os.getpid())):
         await asyncio.Event().wait()
-    await until_idle(config.listen.exit_idle_s, doors, calls, supervisors, feed)
+    await until_idle(config.listen.exit_idle_s, doors, calls, supervisors, jobs, feed)
     log.info("nobody has asked for anything for %g s", config.listen.exit_idle_s)
 
 
