@@ -175,6 +175,8 @@ async def test_every_outcome_is_counted_and_told_once(start: Start) -> None:
     assert value(counted, "vllmd_engine_scrape_ok", model="tiny") == 0
     assert value(counted, "vllmd_time_to_ready_seconds_count", model="tiny") == 3
     assert value(counted, "vllmd_relayed_bytes_total", model="tiny") > 5000
+    refused_at_once = {"busy", "stopped", "nonsense", "nobody"}
+    assert value(counted, "vllmd_queue_seconds_count", model="tiny") == len(words.keys() - refused_at_once)
     (line,) = told(own, "counted")
     assert "3 → 16 tokens in " in line["message"]
     assert line["message"].endswith("), stop")

@@ -51,6 +51,17 @@ def test_what_was_refused_unread_has_no_times() -> None:
     assert not requests.tokens_out
 
 
+def test_what_was_refused_at_once_has_none_either() -> None:
+    requests = Requests()
+    for queue_s in (0.0, 0.0, 30.0):
+        refusal = record(outcome=Outcome.OVERLOADED, was_let_in=queue_s > 0)
+        requests.add(refusal._replace(queue_s=queue_s, duration_s=queue_s))
+    assert requests.by_outcome["m", "uid:0", "overloaded"] == 3
+    served = requests.of_model["m"]
+    for each in (served.queue, served.duration):
+        assert (each.sum, each.cumulated()[-1]) == (30.0, ("+Inf", 1.0))
+
+
 def test_the_time_between_tokens_is_the_mean_of_an_answer() -> None:
     requests = Requests()
     requests.add(record(first_token_s=1.0, duration_s=6.0))

@@ -67,8 +67,9 @@ class Served:
 
     def add(self, record: Ended) -> None:
         """One more request has ended."""
-        self.queue.observe(record.queue_s)
-        self.duration.observe(record.duration_s)
+        if record.was_let_in:  # many that were refused at once would make a full queue look quick
+            self.queue.observe(record.queue_s)
+            self.duration.observe(record.duration_s)
         self.size_bytes += record.size_bytes
         self.replays += record.replays
         self.continuations += record.continuations
