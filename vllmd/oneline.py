@@ -16,7 +16,8 @@ _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 def escaped(text: str) -> str:
     """`text` with such characters written out, as `\\x1b`; a tab stays."""
-    return text.translate(_ESCAPED)
+    # None of them is printable, and most lines are: a look is a twentieth of a translation.
+    return text if text.isprintable() else text.translate(_ESCAPED)
 
 
 class OneLine(logging.Formatter):

@@ -118,6 +118,7 @@ class Engine:
         self._controls.refresh()
         try:
             if request.path == "/metrics" and self._controls.now.metrics == "hang":
+                self._controls.note("scrape")
                 await asyncio.Event().wait()
             elif routes.generates(request):
                 await self._generator.serve(request, connection)

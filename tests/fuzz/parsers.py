@@ -14,7 +14,7 @@ from fuzz import upstream
 from fuzz.tally import Tally, Until
 from vllmd import address, config, keys, wire
 from vllmd.errors import AddressError, ConfigError, RequestError
-from vllmd.server.page import render
+from vllmd.server.prometheus import render
 from vllmd.server.snapshot import taken
 from vllmd.server.tallies import Tallies
 

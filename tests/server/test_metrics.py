@@ -175,6 +175,8 @@ async def test_every_outcome_is_counted_and_told_once(start: Start) -> None:
     assert value(counted, "vllmd_engine_scrape_ok", model="tiny") == 0
     assert value(counted, "vllmd_time_to_ready_seconds_count", model="tiny") == 3
     assert value(counted, "vllmd_relayed_bytes_total", model="tiny") > 5000
+    refused_at_once = {"busy", "stopped", "nonsense", "nobody"}
+    assert value(counted, "vllmd_queue_seconds_count", model="tiny") == len(words.keys() - refused_at_once)
     (line,) = told(own, "counted")
     assert "3 → 16 tokens in " in line["message"]
     assert line["message"].endswith("), stop")
@@ -225,6 +227,15 @@ async def test_an_engine_that_tells_nothing_costs_its_numbers_alone(own: Daemon)
     assert not [name for name, _ in found if name.startswith("vllm:")]
     own.control()
     assert value(await scrape(own.unix), "vllmd_engine_scrape_ok", model="tiny") == 1
+
+
+async def test_many_who_ask_at_once_ask_the_engine_no_more_often(own: Daemon) -> None:
+    own.control(metrics="hang")
+    own.forget()
+    pages = await asyncio.gather(*(scrape(own.unix) for _ in range(20)))
+    assert [value(each, "vllmd_engine_scrape_ok", model="tiny") for each in pages] == [0] * 20
+    assert 1 <= len(own.journal("scrape")) < 10
+    own.control()
 
 
 @pytest.mark.parametrize("page", ["\x00garbage" * 9999, "vllm:x 1\nvllm:x 2\n# TYPE vllm:x gauge\n"])

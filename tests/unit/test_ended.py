@@ -18,7 +18,7 @@ from vllmd.errors import (
 )
 from vllmd.server import outcomes
 from vllmd.server.ended import Ended, refused
-from vllmd.server.last_words import NOTHING_SAID, LastWords, last_words
+from vllmd.server.last_words import NOTHING_SAID, TAIL_BYTES, LastWords, last_words
 from vllmd.server.outcomes import Outcome
 from vllmd.server.requestlog import sentence
 from vllmd.sse import events_in
@@ -51,7 +51,9 @@ STREAMS = {name: stream for name, stream in recordings.streams().items() if b'"e
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_the_real_vllm_s_streams_say_why_they_end(name: str) -> None:
-    last_three = b"".join(events_in(STREAMS[name])[-3:])
+    last_three = b"".join(each[-TAIL_BYTES:] for each in events_in(STREAMS[name])[-3:])
+    assert last_words(last_three) == last_words(b"".join(events_in(STREAMS[name])[-3:]))
+    assert last_words(STREAMS[name][-TAIL_BYTES:]) == last_words(last_three), "also where it comes in one block"
     known = ("stop", "length", "tool_calls", "end_turn", "max_tokens", "incomplete", "")
     said = last_words(last_three)
     assert said.reason in known

@@ -16,7 +16,7 @@ from vllmd.lifecycle import State
 from vllmd.server.ended import Ended
 from vllmd.server.exposition import merged
 from vllmd.server.outcomes import Outcome
-from vllmd.server.page import render
+from vllmd.server.prometheus import render
 from vllmd.server.snapshot import ModelNow, Snapshot, taken
 from vllmd.server.tallies import Tallies
 from vllmd.statuses import ModelStatus

@@ -1,11 +1,13 @@
 """What is told of GPUs, where the driver answers, and where it answers only in part or not at all."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vllmd.engine.gpu import NO_GPUS, Gpus, told_by
+from vllmd.engine.gpu import NO_GPUS, Gpus, asked, told_by
 
 
 class Lost(Exception):
@@ -82,3 +84,24 @@ def test_what_is_told(fails: tuple[str, ...], driver: str, lines: tuple[str, ...
 
 def test_nothing_is_known_where_nobody_can_be_asked() -> None:
     assert told_by(None) == NO_GPUS == Gpus("", ())
+
+
+async def test_an_answer_comes_from_another_thread() -> None:
+    assert await asked(lambda: 7, 30) == 7
+
+
+def test_nobody_waits_for_a_driver_that_blocks() -> None:
+    """Not who asks, not who wants a thread for something else, and not who wants to leave."""
+    program = """
+import asyncio, time
+from vllmd.engine.gpu import asked
+async def main():
+    for _ in range(40):
+        try: await asked(lambda: time.sleep(3600), 0.01)
+        except TimeoutError: continue
+        raise SystemExit(1)
+    await asyncio.to_thread(print, "done")
+asyncio.run(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")

@@ -82,7 +82,7 @@ LIBRARIES = {
 LIBRARIES_OF_MODULES = {
     "vllmd.config": ({"tomli"}, "TOML 1.1, which the standard library does not read"),
     "vllmd.notify": ({"sdnotify"}, "systemd's protocol"),
-    "vllmd.server.page": ({"prometheus_client"}, "what Prometheus reads; loaded by who asks for it only"),
+    "vllmd.server.prometheus": ({"prometheus_client"}, "what Prometheus reads; loaded by who asks for it only"),
     "vllmd.server.exposition": ({"prometheus_client"}, "what Prometheus reads; loaded by who asks for it only"),
     "vllmd.engine.gpu": ({"pynvml"}, "the GPU's driver"),
     **dict.fromkeys(
@@ -225,7 +225,9 @@ def test_importing_the_daemon_says_nothing() -> None:
 
 def test_prometheus_library_is_loaded_by_who_asks_only() -> None:
     """An idle daemon would be larger by it."""
-    ran = python("import sys, vllmd.daemon; assert 'prometheus_client' not in sys.modules; import vllmd.server.page")
+    ran = python(
+        "import sys, vllmd.daemon; assert 'prometheus_client' not in sys.modules; import vllmd.server.prometheus"
+    )
     assert (ran.returncode, ran.stderr) == (0, "")
 
 

@@ -29,8 +29,14 @@ def test_a_record_is_one_printable_line(text: str) -> None:
 
 
 def test_ordinary_words_stay_as_they_are() -> None:
-    for text in ("plain", "Grüße, 漢字 🙂", "a\tb", "[2J \\x1b"):
+    for text in ("plain", "Grüße, 漢字 🙂", "a\tb", "a\u202fb", "[2J \\x1b"):
         assert escaped(text) == text
+
+
+def test_whatever_is_written_out_is_noticed_at_a_look() -> None:
+    written_out = [chr(code) for code in range(sys.maxunicode + 1) if escaped(f"\x00{chr(code)}")[4:] != chr(code)]
+    assert len(written_out) > 70
+    assert all(escaped(each) != each for each in written_out)
 
 
 def test_a_traceback_keeps_its_lines() -> None:

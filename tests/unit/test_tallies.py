@@ -51,6 +51,17 @@ def test_what_was_refused_unread_has_no_times() -> None:
     assert not requests.tokens_out
 
 
+def test_what_was_refused_at_once_has_none_either() -> None:
+    requests = Requests()
+    for queue_s in (0.0, 0.0, 30.0):
+        refusal = record(outcome=Outcome.OVERLOADED, was_let_in=queue_s > 0)
+        requests.add(refusal._replace(queue_s=queue_s, duration_s=queue_s))
+    assert requests.by_outcome["m", "uid:0", "overloaded"] == 3
+    served = requests.of_model["m"]
+    for each in (served.queue, served.duration):
+        assert (each.sum, each.cumulated()[-1]) == (30.0, ("+Inf", 1.0))
+
+
 def test_the_time_between_tokens_is_the_mean_of_an_answer() -> None:
     requests = Requests()
     requests.add(record(first_token_s=1.0, duration_s=6.0))
@@ -92,3 +103,12 @@ def test_restarts_by_their_cause_and_starts_by_their_length() -> None:
     assert lives.restarts == {("m", "out of memory"): 1, ("m", "killed"): 1}
     assert (lives.ready["m"].sum, lives.ready["m"].cumulated()[-1]) == (20.0, ("+Inf", 2.0))
     assert lives.ready.keys() == {"m"}
+
+
+def test_a_model_that_comes_back_by_a_reload_begins_anew() -> None:
+    clock = iter(range(0, 1000, 10))
+    lives = Lives(lambda: float(next(clock)))
+    for _ in range(2):
+        for state in ("starting", "ready", "stopping", "stopped"):
+            lives.note(ModelStatus("m", state=state, generation=1))
+    assert (lives.ready["m"].sum, lives.ready["m"].cumulated()[-1]) == (20.0, ("+Inf", 2.0))

@@ -341,7 +341,8 @@ def _root_of(leader: int) -> Path | None:
         words = Path(f"/proc/{leader}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return None
-    return Path(os.fsdecode(words[0])).parent.parent if words[0] else None
+    python = Path(os.fsdecode(words[0]))
+    return python.parent.parent if python.is_absolute() else None  # else it calls itself something
 
 
 def _why_not(error: VllmdError | OSError) -> Verdict:

@@ -1,14 +1,18 @@
 """What the GPU's driver says (NVML), where there is one.
 
-A driver can fail in many ways and can block for long, so every question is asked in a thread, and every failure is an
-answer: none, or a sentence.
+A driver can fail in many ways and can block for long, so every question is asked in a thread of its own, which nobody
+waits for at the end, and every failure is an answer: none, or a sentence.
 """
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +36,37 @@ class Card:
     free: int
 
 
+async def asked(question: Callable[[], T], within_s: float = ANSWER_S) -> T:
+    """The answer to a question that may block for ever: of the loop's own threads it takes none away, and no exit of
+    vllmd's waits for it.
+
+    Args:
+        question: raises nothing.
+
+    Raises:
+        TimeoutError: there was none in time.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def tell(told: T) -> None:
+        if not answer.done():
+            answer.set_result(told)
+
+    def ask() -> None:
+        told = question()
+        with suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
+            loop.call_soon_threadsafe(tell, told)
+
+    threading.Thread(target=ask, name="gpu", daemon=True).start()
+    async with asyncio.timeout(within_s):
+        return await answer
+
+
 async def cards() -> tuple[Card, ...]:
     """Every GPU, in the order of their PCI addresses; none where there is no way to ask, or no answer."""
     try:
-        async with asyncio.timeout(ANSWER_S):
-            return await asyncio.to_thread(_cards)
+        return await asked(_cards)
     except TimeoutError:
         log.warning("the GPU's driver has not answered in %g s", ANSWER_S)
         return ()
@@ -62,8 +92,7 @@ NO_GPUS = Gpus()
 async def facts() -> Gpus:
     """Kind, memory, load and health of each GPU, after at most `ANSWER_S` seconds."""
     try:
-        async with asyncio.timeout(ANSWER_S):
-            return await asyncio.to_thread(lambda: told_by(_nvml()))
+        return await asked(lambda: told_by(_nvml()))
     except TimeoutError:
         return Gpus(lines=(f"the driver has not answered in {ANSWER_S:g} s",))
 
@@ -71,14 +100,18 @@ async def facts() -> Gpus:
 async def memory_is_back(pids: set[int]) -> None:
     """Waits until the driver counts no memory for these dead processes any more; the next engine may need it.
 
-    Returns at once where nobody can be asked, and after `BACK_WITHIN_S` seconds with a line in the log.
+    Returns at once where nobody can be asked; with a line in the log after `BACK_WITHIN_S` seconds, or after `ANSWER_S`
+    without an answer.
     """
     deadline = asyncio.get_running_loop().time() + BACK_WITHIN_S
-    while held := await asyncio.to_thread(_memory_of, pids):
-        if asyncio.get_running_loop().time() > deadline:
-            log.warning("the GPU's driver still counts %d MiB for an engine that has ended", held >> 20)
-            return
-        await asyncio.sleep(PAUSE_S)
+    try:
+        while held := await asked(lambda: _memory_of(pids)):
+            if asyncio.get_running_loop().time() > deadline:
+                log.warning("the GPU's driver still counts %d MiB for an engine that has ended", held >> 20)
+                return
+            await asyncio.sleep(PAUSE_S)
+    except TimeoutError:
+        log.warning("the GPU's driver has not answered in %g s", ANSWER_S)
 
 
 def _cards() -> tuple[Card, ...]:
@@ -87,7 +120,7 @@ def _cards() -> tuple[Card, ...]:
         return ()
     try:
         return read_cards(nvml)
-    except Exception as error:  # as in `_facts`
+    except Exception as error:  # as in `told_by`
         log.warning("the GPU's driver does not say how much memory there is: %s", error)
         return ()
 

@@ -84,9 +84,7 @@ class Recorder:
         ends = [*list(self._begun_s.values())[1:], ended_s]
         return tuple(
             PhaseSpan(str(phase), round(begun_s, 3), None if end_s is None else round(end_s - begun_s, 3))
-            for (phase, begun_s), end_s in zip(
-                self._begun_s.items(), ends, strict=False
-            )  # nothing has begun: one end too many
+            for (phase, begun_s), end_s in zip(self._begun_s.items(), ends, strict=False)
         )
 
     def finish(self, now: float) -> Timeline | None:

@@ -22,10 +22,11 @@ def encode(fields: Mapping[str, str]) -> bytes:
         fields: name → value. Names are capital letters, digits and underscores, and begin with a letter, as those with
             an underscore are journald's own.
     """
-    return b"".join(_field(name.encode(), value.encode(errors="replace")) for name, value in fields.items())
+    return b"".join(_field(name, value) for name, value in fields.items())
 
 
-def _field(name: bytes, value: bytes) -> bytes:
-    if b"\n" not in value:
-        return name + b"=" + value + b"\n"
-    return name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
+def _field(name: str, value: str) -> bytes:
+    if "\n" not in value:
+        return f"{name}={value}\n".encode(errors="replace")
+    told = value.encode(errors="replace")
+    return name.encode() + b"\n" + struct.pack("<Q", len(told)) + told + b"\n"

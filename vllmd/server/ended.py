@@ -29,6 +29,7 @@ class Ended(NamedTuple):
         replays: how often it was sent again because its engine died.
         continuations: how often another engine went on with the answer.
         size_bytes: about how much of an answer came from engines.
+        was_let_in: whether it got to an engine or waited for one, and was not refused at once.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Ended(NamedTuple):
     replays: int = 0
     continuations: int = 0
     size_bytes: int = 0
+    was_let_in: bool = True
 
 
 class Times(NamedTuple):
@@ -95,9 +97,10 @@ def ended(call: Call, door: Door, stream: Stream) -> Ended:
         stream.replays,
         stream.continuations,
         stream.size_bytes,
+        call.sent_at is not None or call.held_s > 0,
     )
 
 
 def refused(request_id: str, who: str, path: str, status: int) -> Ended:
     """The record of a request that was refused with this HTTP status before it was understood."""
-    return Ended(request_id, who, "", path, of_status(status), status)
+    return Ended(request_id, who, "", path, of_status(status), status, was_let_in=False)

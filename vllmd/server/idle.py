@@ -22,14 +22,14 @@ async def until_idle(
 ) -> None:
     """Returns when nobody has asked a model anything for `limit_s` seconds; the doors are closed then.
 
-    A model on its way (starting, stopping, between two tries) or a job is waited for, and every change begins the time
-    anew: somebody wanted it. Who only looks, at the status or the events, wants nothing.
+    A model on its way (starting, stopping, between two tries) and a job are waited for, and every change of state
+    begins the time anew: somebody wanted it. Who only looks, at the status or the events, wants nothing.
     """
     while True:
         await _quiet(limit_s, calls, supervisors, jobs, feed)
         doors.close()
         await doors.newcomers_have_asked()
-        if calls.is_idle and not jobs.are_running and time.monotonic() - calls.idle_since >= limit_s:
+        if calls.is_idle and time.monotonic() - calls.idle_since >= limit_s and not _is_at_work(supervisors, jobs):
             return
         await doors.open()
 
@@ -39,10 +39,15 @@ async def _quiet(limit_s: float, calls: Calls, supervisors: Mapping[str, Supervi
     while True:
         await calls.wait_idle()
         left_s = max(calls.idle_since, changed_at) + limit_s - time.monotonic()
-        is_passing = jobs.are_running or any(each.status.is_passing for each in supervisors.values())
-        if left_s <= 0 and not is_passing:
+        is_at_work = _is_at_work(supervisors, jobs)
+        if left_s <= 0 and not is_at_work:
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if is_passing else left_s):
+            async with asyncio.timeout(None if is_at_work else left_s):
                 await feed.after(feed.last)
                 changed_at = time.monotonic()
+
+
+def _is_at_work(supervisors: Mapping[str, Supervisor], jobs: Jobs) -> bool:
+    """Whether something is under way that ends by itself, and is told by the feed when it does."""
+    return jobs.are_running or any(each.status.is_passing for each in supervisors.values())

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-TAIL_BYTES = 1024
-"""So much of an answer in one piece is looked at."""
+TAIL_BYTES = 2048
+"""So much is looked at: of an answer in one piece, and of each of the last blocks of a stream."""
 
 _WORDS = re.compile(
     rb'"(finish_reason|stop_reason|status|(?:prompt|input|completion|output)_tokens)": ?("[a-z_]{1,32}"|[0-9]{1,9}\b)'

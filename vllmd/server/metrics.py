@@ -1,7 +1,7 @@
 """`/metrics`: vllmd's own numbers, and those of its engines, on one page for Prometheus.
 
 The numbers are read here, in one go; the engines are asked meanwhile, and have but a moment for it. What is made of it
-all happens in a thread (`page`), so that no stream waits for it.
+all happens in a thread (`prometheus`), so that no stream waits for it.
 """
 
 import asyncio
@@ -44,6 +44,8 @@ class Metrics:
         self._supervisors = supervisors
         self._calls = calls
         self._tallies = tallies
+        self._asking: asyncio.Task[dict[str, str]] | None = None
+        self._turn = asyncio.Lock()
 
     async def page(self, request: web.Request) -> web.Response:
         """Numbers for Prometheus: vllmd's and its engines'."""
@@ -53,7 +55,8 @@ class Metrics:
         if not self._names_are_for(request):
             snapshot = without_names(snapshot, identify(request).name)
         is_open = "application/openmetrics-text" in request.headers.get("Accept", "")
-        kind, body = await asyncio.to_thread(_rendered, snapshot, engines, is_open)
+        async with self._turn:  # many threads at once would keep the event loop from its turns
+            kind, body = await asyncio.to_thread(_rendered, snapshot, engines, is_open)
         return web.Response(body=body, headers={"Content-Type": kind})
 
     def _check(self, request: web.Request) -> None:
@@ -68,10 +71,18 @@ class Metrics:
         return config.metrics.identities or administers(identify(request), config.access.admin_group)
 
     async def _engines(self) -> dict[str, str]:
-        """What each engine says that says anything."""
+        """What each engine says that says anything. Who wants it while they are asked gets what the others get."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_all())
+        return await asyncio.shield(self._asking)
+
+    async def _ask_all(self) -> dict[str, str]:
         clients = {name: each.client for name, each in self._supervisors.items()}
         asked = [(name, client) for name, client in clients.items() if client is not None]
-        pages = await asyncio.gather(*(_ask(client) for _, client in asked))
+        try:
+            pages = await asyncio.gather(*(_ask(client) for _, client in asked))
+        finally:
+            self._asking = None
         return {name: page for (name, _), page in zip(asked, pages, strict=True) if page is not None}
 
     def _snapshot(self, engines: Mapping[str, str]) -> Snapshot:
@@ -93,7 +104,7 @@ class Metrics:
 
 def _rendered(snapshot: Snapshot, engines: Mapping[str, str], is_open: bool) -> tuple[str, bytes]:
     """The page and its media type; in a thread, whose first run also loads Prometheus' library."""
-    from vllmd.server.page import render
+    from vllmd.server.prometheus import render
 
     return render(snapshot, engines, is_open=is_open)
 

@@ -221,8 +221,8 @@ class Passage:
                 self._wait_for_client()
 
     def _note(self, block: bytes) -> None:
-        """Keeps the last three blocks: why an answer ends, its usage and `[DONE]` may come one by one."""
-        self._last = (*self._last[-2:], block)
+        """Keeps the ends of the last three blocks: why an answer ends, its usage and `[DONE]` may come one by one."""
+        self._last = (*self._last[-2:], block[-TAIL_BYTES:])
         if self.first_at is None and self._first in block:
             self.first_at = time.monotonic()
 

@@ -67,8 +67,9 @@ class Served:
 
     def add(self, record: Ended) -> None:
         """One more request has ended."""
-        self.queue.observe(record.queue_s)
-        self.duration.observe(record.duration_s)
+        if record.was_let_in:  # many that were refused at once would make a full queue look quick
+            self.queue.observe(record.queue_s)
+            self.duration.observe(record.duration_s)
         self.size_bytes += record.size_bytes
         self.replays += record.replays
         self.continuations += record.continuations
@@ -136,7 +137,8 @@ class Lives:
         self._last[status.name] = status
         if status.restarts > before.restarts:
             self.restarts[status.name, status.cause] += status.restarts - before.restarts
-        if status.state == State.STARTING and before.generation != status.generation:
+        # A model that a reload took away and another one brought back counts its generations anew.
+        if status.state == State.STARTING and (before.state, before.generation) != (status.state, status.generation):
             self._began_at[status.name] = self._now()
         began_at = self._began_at.get(status.name)
         if status.state == State.READY and before.state == State.STARTING and began_at is not None:

@@ -60,12 +60,18 @@ function row(incident, daemon) {
   const reason = el("span", { class: "incident-reason" }, incident.reason);
   const whose = el("span", { class: "incident-whose" }, `${incident.model} · ${life(incident)}`);
   const details = el("div", { class: "incident-details", hidden: true });
+  let isKnown = false;
   const toggle = async () => {
     const isOpen = button.getAttribute("aria-expanded") === "true";
     button.setAttribute("aria-expanded", !isOpen);
     show(details, !isOpen);
-    if (isOpen || details.hasChildNodes()) return;
-    details.replaceChildren(...(await whole(incident, daemon)));
+    if (isOpen || isKnown) return;
+    try {
+      details.replaceChildren(...told(await daemon.get(`/api/incidents/${encodeURIComponent(incident.id)}`)));
+      isKnown = true;
+    } catch (failure) {
+      details.replaceChildren(el("p", { class: "nothing" }, failure.message));
+    }
     const last = details.querySelector("pre:last-of-type");
     if (last) last.scrollTop = last.scrollHeight;
   };
@@ -78,12 +84,4 @@ function life(incident) {
   const lived = duration(incident.lived_s);
   const end = incident.was_ready ? `lived ${lived}` : `died in its start after ${lived}`;
   return `generation ${count(incident.generation)}, ${end}`;
-}
-
-async function whole(incident, daemon) {
-  try {
-    return told(await daemon.get(`/api/incidents/${encodeURIComponent(incident.id)}`));
-  } catch (failure) {
-    return [el("p", { class: "nothing" }, failure.message)];
-  }
 }

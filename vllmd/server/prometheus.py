@@ -137,7 +137,7 @@ def _of_served(served: Mapping[str, ServedNow]) -> Iterator[Metric]:
 def _of_times(served: Mapping[str, ServedNow]) -> Iterator[Metric]:
     yield _histogram(
         "vllmd_queue_seconds",
-        "How long a request waited for the engine or for a place in it.",
+        "How long a request waited for the engine or for a place in it; none for who was refused at once.",
         {name: each.queue for name, each in served.items()},
     )
     yield _histogram(
@@ -152,7 +152,7 @@ def _of_times(served: Mapping[str, ServedNow]) -> Iterator[Metric]:
     )
     yield _histogram(
         "vllmd_request_duration_seconds",
-        "From a request's arrival to its end.",
+        "From a request's arrival to its end; none for who was refused at once.",
         {name: each.duration for name, each in served.items()},
     )
 
