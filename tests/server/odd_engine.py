@@ -1,4 +1,5 @@
-"""An engine that passes its health check and answers everything else with the bytes of a file, whatever they are.
+"""An engine that passes its health check, tells no metrics, and answers everything else with the bytes of a file,
+whatever they are.
 
 `ODD_ANSWER` names the file. After its bytes the connection is closed; if the file ends in `HOLD`, it is held instead.
 """
@@ -25,6 +26,9 @@ class Odd(socketserver.StreamRequestHandler):
             self.wfile.write(
                 b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(TOKEN), TOKEN)
             )
+            return
+        if head.startswith(b"GET /metrics "):  # by which a status is told of its load, at any time
+            self.wfile.write(b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
             return
         answer = Path(os.environ["ODD_ANSWER"]).read_bytes()
         self.wfile.write(answer.removesuffix(HOLD))
