@@ -7,7 +7,8 @@ import pytest
 from ctl.shell import Shell, screen
 from ctl.stub_daemon import StubDaemon, refuse, reply
 
-from vllmd.incident import IncidentReport, ProcessFacts, Versions, to_json
+from vllmd.incident import IncidentReport, ProcessFacts, Versions
+from vllmd.wire import to_json
 
 LIST = "GET /api/incidents"
 ONE = IncidentReport(

@@ -11,7 +11,8 @@ import pytest
 
 from vllmd.engine.distributions import installed
 from vllmd.engine.incidents import CHARACTERS, LAST_LINES, READ_BYTES, Archive, bounded
-from vllmd.incident import NAME, Incident, IncidentReport, ProcessFacts, Versions, read, to_json
+from vllmd.incident import NAME, Incident, IncidentReport, ProcessFacts, Versions, read
+from vllmd.wire import to_json
 
 REPORT = IncidentReport(
     id="",

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vllmd.incident import NAME, Incident, IncidentReport, read, to_json
+from vllmd.incident import NAME, Incident, IncidentReport, read
+from vllmd.wire import to_json
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from aiohttp import web
 
-from vllmd import incident
+from vllmd import wire
 from vllmd.config import Current
 from vllmd.engine.incidents import Archive
 from vllmd.errors import IncidentNotFound
@@ -41,7 +41,7 @@ class Incidents:
             found = await asyncio.to_thread(self._archive.latest, count, model)
         if not found:
             choose_model(model, self._models, self._current.config.default_model)
-        return json_response({"incidents": [incident.to_json(each) for each in found]})
+        return json_response({"incidents": [wire.to_json(each) for each in found]})
 
     async def whole(self, request: web.Request) -> web.Response:
         """`GET /api/incidents/{id}`: verdict, evidence, versions, and the last lines.
@@ -54,4 +54,4 @@ class Incidents:
             report = await asyncio.to_thread(self._archive.find, wanted)
         if report is None:
             raise IncidentNotFound(f"no incident {wanted!r} here", "see:  vllmctl incidents")
-        return json_response(incident.to_json(report))
+        return json_response(wire.to_json(report))
