@@ -15,13 +15,15 @@ class State(StrEnum):
     STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
+    DOZING = "dozing"
+    ASLEEP = "asleep"
     UNHEALTHY = "unhealthy"
     STOPPING = "stopping"
     BACKOFF = "backoff"
     FAILED = "failed"
 
 
-ALIVE = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.STOPPING})
+ALIVE = frozenset({State.STARTING, State.READY, State.DOZING, State.ASLEEP, State.UNHEALTHY, State.STOPPING})
 """The states in which a process may exist. In all others there is none."""
 
 
@@ -83,7 +85,9 @@ class Engine:
         crashes: failures in a row that are not forgiven yet.
         restarts: restarts after a failure since the daemon began; an operator's are not counted.
         probe_failures: failed probes in a row; of a starting engine, those that it took.
-        after_stop: where STOPPING leads.
+        after_stop: where STOPPING leads; and DOZING, where STARTING means that it is to wake at once.
+        ordered: whether an administrator wants it in memory, and has not seen it there yet.
+        evicted: whether vllmd itself has taken it out of memory, so that a request brings it back.
         verdict: why the engine last failed.
     """
 
@@ -94,6 +98,8 @@ class Engine:
     restarts: int = 0
     probe_failures: int = 0
     after_stop: State = State.STOPPED
+    ordered: bool = False
+    evicted: bool = False
     verdict: Verdict | None = None
 
 
@@ -102,12 +108,40 @@ class Engine:
 
 @dataclass(frozen=True)
 class Load:
-    """Somebody wants the model in memory."""
+    """Somebody wants the model in memory.
+
+    Args:
+        ordered: whether an administrator does, who would have others give way; else it is the start of vllmd.
+    """
+
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request waits for the model.
+
+    Args:
+        on_demand: whether that is enough to load it, also where vllmd has not unloaded it itself.
+    """
+
+    on_demand: bool = False
 
 
 @dataclass(frozen=True)
 class Unload:
     """Somebody wants the model out of memory."""
+
+
+@dataclass(frozen=True)
+class Evict:
+    """vllmd wants the memory, for another model or for nobody.
+
+    Args:
+        level: of vLLM's sleep mode, for an engine that can sleep; 0: it ends.
+    """
+
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,10 +156,12 @@ class Adopted:
     Args:
         generation: its number.
         was_ready: whether tokens came out of it then; else it is still starting.
+        is_asleep: whether it was put to sleep.
     """
 
     generation: int
     was_ready: bool
+    is_asleep: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,6 +194,36 @@ class ProbeFailed:
 
 
 @dataclass(frozen=True)
+class Slept:
+    """The engine sleeps, and its memory is free."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class SleepFailed:
+    """The engine did not go to sleep, or kept its memory."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Woken:
+    """The engine has its memory again; whether it makes tokens has to be seen."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class WakeFailed:
+    """The engine did not wake up."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class TimerFired:
     """A timer that `SetTimer` asked for has run out."""
 
@@ -173,7 +239,13 @@ class Exited:
     verdict: Verdict
 
 
-Event = Load | Unload | Restart | Adopted | Progressed | ProbeOk | ProbeFailed | TimerFired | Exited
+Asked = Load | Wanted | Unload | Evict | Restart | Adopted
+"""What somebody wants of an engine, whatever it does just now."""
+
+News = Progressed | ProbeOk | ProbeFailed | Slept | SleepFailed | Woken | WakeFailed | TimerFired
+"""What has come of something that began in an epoch."""
+
+Event = Asked | News | Exited
 
 
 # ── effects: what to do about it ──
@@ -191,6 +263,22 @@ class Adopt:
     """Go on with this generation, which lives already."""
 
     generation: int
+
+
+@dataclass(frozen=True)
+class PutToSleep:
+    """Have the engine give its memory back and stay.
+
+    Args:
+        level: 1: its weights wait in main memory; 2: they are dropped.
+    """
+
+    level: int
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Have a sleeping engine take its memory again."""
 
 
 @dataclass(frozen=True)
@@ -229,4 +317,4 @@ class SetTimer:
     jitter: float = 0.0
 
 
-Effect = Spawn | Adopt | Terminate | Kill | Probe | SetTimer
+Effect = Spawn | Adopt | PutToSleep | Wake | Terminate | Kill | Probe | SetTimer

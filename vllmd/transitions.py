@@ -17,6 +17,9 @@ first request therefore runs out of restarts instead of restarting for ever. An 
 Stall.  A start may take as long as it likes while something moves. Only `startup_stall_s` without a sign of progress
 makes it a failure. An engine that takes a health check and brings no token has come to the end of its start, and does
 not move any more: else the lines that it writes about each check would keep it starting for ever.
+
+Sleep.  An engine that sleeps is there, and has nothing to do. To wake is to start: with the same patience, the same
+proof by a token, and the same way out, a fresh engine. Where sleep fails the engine ends, since its memory is wanted.
 """
 
 from collections.abc import Callable
@@ -28,16 +31,21 @@ from vllmd.lifecycle import (
     Effect,
     Engine,
     Event,
+    Evict,
     Exited,
     Kill,
     Load,
+    News,
     Policy,
     Probe,
     ProbeFailed,
     ProbeOk,
     Progressed,
+    PutToSleep,
     Restart,
     SetTimer,
+    SleepFailed,
+    Slept,
     Spawn,
     State,
     Terminate,
@@ -45,6 +53,10 @@ from vllmd.lifecycle import (
     TimerFired,
     Unload,
     Verdict,
+    Wake,
+    WakeFailed,
+    Wanted,
+    Woken,
 )
 
 Step = tuple[Engine, tuple[Effect, ...]]
@@ -108,13 +120,26 @@ def _replace_sick(engine: Engine, verdict: Verdict, policy: Policy) -> Step:
 
 
 def _load(engine: Engine, event: Event, policy: Policy) -> Step:
-    return _spawn(replace(engine, crashes=0), policy)
+    return _spawn(_asked_for(engine, event), policy) if _comes(engine, event) else (engine, ())
+
+
+def _asked_for(engine: Engine, event: Event) -> Engine:
+    """What an order or a request makes of the past: it is forgotten, and whoever has ordered it waits for it."""
+    ordered = isinstance(event, Restart) or (isinstance(event, Load) and event.ordered)
+    return replace(engine, crashes=0, ordered=ordered, evicted=False)
+
+
+def _comes(engine: Engine, event: Event) -> bool:
+    """Whether a request brings the model back: not what an administrator has unloaded."""
+    return not isinstance(event, Wanted) or event.on_demand or engine.evicted
 
 
 def _adopted(engine: Engine, event: Event, policy: Policy) -> Step:
     """One that was ready has to prove it again; until then it counts as one whose last check has failed."""
     assert isinstance(event, Adopted)
     ours, adopt = replace(engine, generation=event.generation, probe_failures=0), Adopt(event.generation)
+    if event.is_asleep:
+        return replace(ours, state=State.ASLEEP, evicted=True), (adopt,)
     if event.was_ready:
         return replace(ours, state=State.UNHEALTHY), (adopt, Probe(0.0))
     patience = SetTimer(Timer.STALL, policy.startup_stall_s)
@@ -122,23 +147,80 @@ def _adopted(engine: Engine, event: Event, policy: Policy) -> Step:
 
 
 def _unload_dead(engine: Engine, event: Event, policy: Policy) -> Step:
-    return replace(engine, state=State.STOPPED, crashes=0), ()
+    return replace(_given_up(engine), state=State.STOPPED), ()
+
+
+def _given_up(engine: Engine) -> Engine:
+    """What an administrator's unload makes of the past: no request brings it back."""
+    return replace(engine, crashes=0, ordered=False, evicted=False)
 
 
 def _unload_alive(engine: Engine, event: Event, policy: Policy) -> Step:
-    return _stop_as_asked(engine, State.STOPPED, policy)
+    return _stop_as_asked(_given_up(engine), State.STOPPED, policy)
 
 
 def _restart_alive(engine: Engine, event: Event, policy: Policy) -> Step:
-    return _stop_as_asked(engine, State.STARTING, policy)
+    return _stop_as_asked(_asked_for(engine, event), State.STARTING, policy)
 
 
 def _unload_later(engine: Engine, event: Event, policy: Policy) -> Step:
-    return replace(engine, after_stop=State.STOPPED, crashes=0), ()
+    return replace(_given_up(engine), after_stop=State.STOPPED), ()
 
 
 def _load_later(engine: Engine, event: Event, policy: Policy) -> Step:
-    return replace(engine, after_stop=State.STARTING, crashes=0), ()
+    return replace(_asked_for(engine, event), after_stop=State.STARTING), ()
+
+
+def _wanted_later(engine: Engine, event: Event, policy: Policy) -> Step:
+    """A request that comes while the engine ends; where it ends to start again anyway, nothing is to be done."""
+    if engine.after_stop is not State.STOPPED or not _comes(engine, event):
+        return engine, ()
+    return replace(engine, after_stop=State.STARTING), ()
+
+
+def _evict(engine: Engine, event: Event, policy: Policy) -> Step:
+    assert isinstance(event, Evict)
+    leaving = replace(engine, evicted=True, ordered=False)
+    if engine.state is State.READY and event.level:
+        effects = (PutToSleep(event.level), SetTimer(Timer.STALL, policy.stall_s))
+        return replace(leaving, state=State.DOZING, after_stop=State.STOPPED), effects
+    return _stop_as_asked(leaving, State.STOPPED, policy)
+
+
+def _slept(engine: Engine, event: Event, policy: Policy) -> Step:
+    return _wake(engine, policy) if engine.after_stop is State.STARTING else (replace(engine, state=State.ASLEEP), ())
+
+
+def _sleepless(engine: Engine, event: Event, policy: Policy) -> Step:
+    """Its memory is wanted, and it does not give it: it ends. That is no crash."""
+    return _stop(engine, Kill(), engine.after_stop, policy)
+
+
+def _died_asleep(engine: Engine, event: Event, policy: Policy) -> Step:
+    """Nobody wants it now, so that nothing is to be started; or somebody does, and then it is a crash."""
+    assert isinstance(event, Exited)
+    if engine.state is State.DOZING and engine.after_stop is State.STARTING:
+        return _exited(engine, event, policy)
+    return replace(engine, state=State.STOPPED, verdict=event.verdict), ()
+
+
+def _wake(engine: Engine, policy: Policy) -> Step:
+    """The same generation starts once more; it is asked for a token when it says that it is awake."""
+    effects = (Wake(), SetTimer(Timer.STALL, policy.startup_stall_s))
+    return replace(engine, state=State.STARTING, probe_failures=0), effects
+
+
+def _wake_up(engine: Engine, event: Event, policy: Policy) -> Step:
+    return _wake(_asked_for(engine, event), policy) if _comes(engine, event) else (engine, ())
+
+
+def _woken(engine: Engine, event: Event, policy: Policy) -> Step:
+    return engine, (Probe(0.0),)
+
+
+def _wake_failed(engine: Engine, event: Event, policy: Policy) -> Step:
+    assert isinstance(event, WakeFailed)
+    return _replace_sick(engine, Verdict("did not wake", event.reason, "it is replaced by a new one"), policy)
 
 
 def _exited(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -176,7 +258,7 @@ def _not_yet(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _became_ready(engine: Engine, event: Event, policy: Policy) -> Step:
     effects = (SetTimer(Timer.STABLE, policy.stable_after_s), Probe(policy.probe_interval_s))
-    return replace(engine, state=State.READY, probe_failures=0), effects
+    return replace(engine, state=State.READY, probe_failures=0, ordered=False, evicted=False), effects
 
 
 def _still_ready(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -226,7 +308,9 @@ _AFTER_CRASH = (State.BACKOFF, State.FAILED)
 TRANSITIONS: dict[Key, Row] = {
     (State.STOPPED, Load): Row(_load, (State.STARTING,)),
     (State.STOPPED, Restart): Row(_load, (State.STARTING,)),
-    (State.STOPPED, Adopted): Row(_adopted, (State.UNHEALTHY, State.STARTING)),
+    (State.STOPPED, Wanted): Row(_load, (State.STARTING, State.STOPPED)),
+    (State.STOPPED, Unload): Row(_unload_dead, (State.STOPPED,)),
+    (State.STOPPED, Adopted): Row(_adopted, (State.UNHEALTHY, State.STARTING, State.ASLEEP)),
     (State.STARTING, Progressed): Row(_moved, (State.STARTING,)),
     (State.STARTING, ProbeOk): Row(_became_ready, (State.READY,)),
     (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING, State.STOPPING)),
@@ -234,12 +318,30 @@ TRANSITIONS: dict[Key, Row] = {
     (State.STARTING, Exited): Row(_exited, _AFTER_CRASH),
     (State.STARTING, Unload): Row(_unload_alive, (State.STOPPING,)),
     (State.STARTING, Restart): Row(_restart_alive, (State.STOPPING,)),
+    (State.STARTING, Evict): Row(_evict, (State.STOPPING,)),
+    (State.STARTING, Woken): Row(_woken, (State.STARTING,)),
+    (State.STARTING, WakeFailed): Row(_wake_failed, (State.STOPPING,)),
     (State.READY, ProbeOk): Row(_still_ready, (State.READY,)),
     (State.READY, ProbeFailed): Row(_probe_failed, (State.UNHEALTHY, State.STOPPING)),
     (State.READY, Timer.STABLE): Row(_proved_stable, (State.READY,)),
     (State.READY, Exited): Row(_exited, _AFTER_CRASH),
     (State.READY, Unload): Row(_unload_alive, (State.STOPPING,)),
     (State.READY, Restart): Row(_restart_alive, (State.STOPPING,)),
+    (State.READY, Evict): Row(_evict, (State.DOZING, State.STOPPING)),
+    (State.DOZING, Slept): Row(_slept, (State.ASLEEP, State.STARTING)),
+    (State.DOZING, SleepFailed): Row(_sleepless, (State.STOPPING,)),
+    (State.DOZING, Timer.STALL): Row(_sleepless, (State.STOPPING,)),
+    (State.DOZING, Exited): Row(_died_asleep, (State.STOPPED, *_AFTER_CRASH)),
+    (State.DOZING, Load): Row(_load_later, (State.DOZING,)),
+    (State.DOZING, Wanted): Row(_wanted_later, (State.DOZING,)),
+    (State.DOZING, Unload): Row(_unload_alive, (State.STOPPING,)),
+    (State.DOZING, Restart): Row(_restart_alive, (State.STOPPING,)),
+    (State.ASLEEP, Load): Row(_wake_up, (State.STARTING,)),
+    (State.ASLEEP, Wanted): Row(_wake_up, (State.STARTING, State.ASLEEP)),
+    (State.ASLEEP, Evict): Row(_evict, (State.STOPPING,)),
+    (State.ASLEEP, Exited): Row(_died_asleep, (State.STOPPED,)),
+    (State.ASLEEP, Unload): Row(_unload_alive, (State.STOPPING,)),
+    (State.ASLEEP, Restart): Row(_restart_alive, (State.STOPPING,)),
     (State.UNHEALTHY, ProbeOk): Row(_became_ready, (State.READY,)),
     (State.UNHEALTHY, ProbeFailed): Row(_probe_failed, (State.UNHEALTHY, State.STOPPING)),
     (State.UNHEALTHY, Exited): Row(_exited, _AFTER_CRASH),
@@ -249,6 +351,7 @@ TRANSITIONS: dict[Key, Row] = {
     (State.STOPPING, Timer.STOP): Row(_outstayed, (State.STOPPING,)),
     (State.STOPPING, Load): Row(_load_later, (State.STOPPING,)),
     (State.STOPPING, Restart): Row(_load_later, (State.STOPPING,)),
+    (State.STOPPING, Wanted): Row(_wanted_later, (State.STOPPING,)),
     (State.STOPPING, Unload): Row(_unload_later, (State.STOPPING,)),
     (State.BACKOFF, Timer.BACKOFF): Row(_try_again, (State.STARTING,)),
     (State.BACKOFF, Load): Row(_load, (State.STARTING,)),
@@ -284,6 +387,4 @@ def step(engine: Engine, event: Event, policy: Policy) -> Step:
 def _is_stale(engine: Engine, event: Event) -> bool:
     if isinstance(event, Exited):
         return event.generation != engine.generation
-    if isinstance(event, Progressed | ProbeOk | ProbeFailed | TimerFired):
-        return event.epoch != engine.epoch
-    return False
+    return isinstance(event, News) and event.epoch != engine.epoch

@@ -47,11 +47,13 @@ class Room:
         device: `GPU` or `CPU`.
         total: bytes.
         free: bytes that nobody holds now.
+        names: what tells the devices from others.
     """
 
     device: str
     total: int
     free: int
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,32 @@ class Question:
     shape: Shape | Unknown
     room: Room | Unknown
     wants: Wants
+
+
+@dataclass(frozen=True)
+class Need:
+    """The bytes of each device that an engine needs, and when; 0 where nobody knows.
+
+    Args:
+        claim: what it has taken when it is ready.
+        entry: what has to be free when it starts, whatever it takes then: vLLM wants its whole share of a GPU
+            (`request_memory` in v1/worker/utils.py).
+        least: what it needs at the very least, to judge a start for which there is little.
+    """
+
+    claim: int = 0
+    entry: int = 0
+    least: int = 0
+
+
+def need(question: Question) -> Need:
+    """What an engine needs of what others may have."""
+    room, wants = question.room, question.wants
+    if wants.obstacle or isinstance(room, Unknown):
+        return Need()
+    fit, share = _sum(question), ceil(room.total * wants.share) if room.device == "GPU" else 0
+    claim = share if share and wants.kv_bytes is None else fit.needed_bytes or 0
+    return Need(claim, share, 0 if _unknown(question) else _least(question, fit))
 
 
 def judge(question: Question) -> Fit:
@@ -173,14 +201,25 @@ def _impossible_now(question: Question, fit: Fit) -> str:
 
 def _too_much(question: Question, fit: Fit, there: int | None, what: str) -> str:
     assert there is not None, "asked only where there is room"
-    weights = _each(question.weights.least, question.wants) if isinstance(question.weights, Weights) else 0
-    cache = max(_least_sequence(question), fit.kv_bytes or 0)
-    if weights + cache <= there:
+    if _least(question, fit) <= there:
         return ""
+    weights, cache = _least_weights(question), _least_cache(question, fit)
     if weights > there:
         return f"the weights take {gib(weights)}; {what} {gib(there)} of {gib(fit.total_bytes)}"
     kept = f"a KV cache of {gib(cache)} is set aside" if fit.kv_bytes else _one_sequence(fit, cache)
     return f"the weights take {gib(weights)}, and {kept}; {what} {gib(there)} of {gib(fit.total_bytes)}"
+
+
+def _least(question: Question, fit: Fit) -> int:
+    return _least_weights(question) + _least_cache(question, fit)
+
+
+def _least_weights(question: Question) -> int:
+    return _each(question.weights.least, question.wants) if isinstance(question.weights, Weights) else 0
+
+
+def _least_cache(question: Question, fit: Fit) -> int:
+    return max(_least_sequence(question), fit.kv_bytes or 0)
 
 
 def _least_sequence(question: Question) -> int:

@@ -1,32 +1,23 @@
-"""Asks files and devices whether a model fits, and tells what follows from the answer. The sum itself is `fit`'s."""
+"""Asks files and devices what a model needs and what there is. The sum itself is `fit`'s, and what follows from it is
+decided by `residency`."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from vllmd.about import about
 from vllmd.engine import checkpoint, gpu, memory
-from vllmd.engine.causes import Cause
 from vllmd.engine.checkpoint import Checkpoint, Weights
-from vllmd.engine.fit import Answer, Question, Room, judge
+from vllmd.engine.fit import Question, Room, judge
 from vllmd.engine.gpu import Card
 from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Shape, Unknown, read_shape
 from vllmd.engine.wants import Wants, flag, read_wants
-from vllmd.lifecycle import Verdict
 from vllmd.provisions import Fit
 
-log = logging.getLogger(__name__)
+GPU, CPU = "GPU", "CPU"
 
-LOOKS_EVERY_S = 1.0
-
-FREE_WITHIN_S = 20.0
-"""How long memory that somebody else holds is waited for: vLLM would have found out about then."""
-
-_BUILT_FOR = {"cpu": "CPU", "rocm": "", "tpu": "", "xpu": ""}
+_BUILT_FOR = {"cpu": CPU, "rocm": "", "tpu": "", "xpu": ""}
 """Words in the version of vLLM (platforms/__init__.py) → device; none of them: NVIDIA's GPUs."""
 
 
@@ -38,58 +29,38 @@ async def fit_of(plan: Plan, root: Path | None, *, length: int = 0, is_alive: bo
         length: another `max-model-len` than the configuration's; 0: that one.
         is_alive: it has an engine, whose memory another one would have: what is free now says nothing.
     """
-    environ = plan.variables(0, root or Path())
-    device = await asyncio.to_thread(device_of, plan, root)
-    wants = read_wants(plan.model, environ, is_cpu=device == "CPU")
-    wants = replace(wants, length=length) if length else wants
-    weights, shape = await asyncio.to_thread(_files, plan, environ)
-    room = await _room(device, wants, environ)
+    question = await question_of(plan, root, length=length)
+    room = question.room
     if is_alive and isinstance(room, Room):
         room = replace(room, free=room.total)
-    fit = judge(Question(plan.name, weights, shape, room, wants))
+    fit = judge(replace(question, room=room))
     return replace(fit, free_bytes=None) if is_alive else fit
 
 
-async def refusal(
-    plan: Plan, root: Path, ask: Callable[[Plan, Path], Awaitable[Fit]] = fit_of, patience_s: float = FREE_WITHIN_S
-) -> Verdict | None:
-    """Why an engine is not to be started; None if it is.
+async def question_of(plan: Plan, root: Path | None, *, length: int = 0) -> Question:
+    """What has to be known to say whether a model fits. Arguments as above."""
+    environ = plan.variables(0, root or Path())
+    device = await asyncio.to_thread(device_of, plan, root)
+    wants = read_wants(plan.model, environ, is_cpu=device == CPU)
+    wants = replace(wants, length=length) if length else wants
+    weights, shape = await asyncio.to_thread(_files, plan, environ)
+    return Question(plan.name, weights, shape, await room_of(plan, device, wants), wants)
+
+
+async def room_of(plan: Plan, device: str, wants: Wants) -> Room | Unknown:
+    """The memory of the devices that an engine will have, as it is now.
 
     Args:
-        root: the environment that will serve it.
-        ask: whether the model fits.
-        patience_s: how long memory that others hold is waited for.
+        device: what its environment's vLLM was built for (`device_of`).
     """
-    if plan.model.fit == "off":
-        return None
-    try:
-        fit = await _when_free(plan.name, partial(ask, plan, root), patience_s if plan.model.fit == "refuse" else 0)
-    except Exception as error:  # whatever stands in a model's files: what cannot be judged is started
-        log.warning("%s: whether the model fits cannot be judged: %s", plan.name, error, extra=about(model=plan.name))
-        return None
-    if fit.verdict == Answer.NO and plan.model.fit == "refuse":
-        return Verdict(Cause.DOES_NOT_FIT, f"the model does not fit: {fit.reason}", fit.hint, fit.permanent)
-    if fit.verdict in (Answer.NO, Answer.TIGHT):
-        said = "may not fit" if fit.verdict == Answer.TIGHT else "will not fit"
-        log.warning("%s: the model %s: %s (%s)", plan.name, said, fit.reason, fit.hint, extra=about(model=plan.name))
-    return None
-
-
-async def _when_free(name: str, ask: Callable[[], Awaitable[Fit]], patience_s: float) -> Fit:
-    """The answer; a no that others are the reason of only after a while, since they may let go."""
-    now = asyncio.get_running_loop().time
-    deadline = now() + patience_s
-    fit = await ask()
-    if _may_pass(fit) and patience_s:
-        log.info("%s: memory is waited for: %s", name, fit.reason, extra=about(model=name))
-    while _may_pass(fit) and now() < deadline:
-        await asyncio.sleep(LOOKS_EVERY_S)
-        fit = await ask()
-    return fit
-
-
-def _may_pass(fit: Fit) -> bool:
-    return fit.verdict == Answer.NO and not fit.permanent
+    if device == CPU:
+        host = await asyncio.to_thread(memory.host)
+        if host is None:
+            return Unknown("the kernel does not say how much memory there is")
+        return Room(CPU, host.total // wants.devices, host.free // wants.devices, (CPU,))
+    if device == GPU:
+        return room_on(await gpu.cards(), wants, plan.variables(0, Path()).get("CUDA_VISIBLE_DEVICES"))
+    return Unknown("nobody knows what device this vLLM serves from")
 
 
 def device_of(plan: Plan, root: Path | None) -> str:
@@ -98,7 +69,7 @@ def device_of(plan: Plan, root: Path | None) -> str:
     name = versions[0] if versions else plan.environment.requirement if root is None else ""
     if not name:
         return ""
-    return next((device for word, device in _BUILT_FOR.items() if word in name.lower()), "GPU")
+    return next((device for word, device in _BUILT_FOR.items() if word in name.lower()), GPU)
 
 
 def _files(plan: Plan, environ: Mapping[str, str]) -> tuple[Weights | Unknown, Shape | Unknown]:
@@ -119,17 +90,6 @@ def _as_loaded(found: Checkpoint, quantization: str | None) -> Weights | Unknown
     return found.weights
 
 
-async def _room(device: str, wants: Wants, environ: Mapping[str, str]) -> Room | Unknown:
-    if device == "CPU":
-        host = await asyncio.to_thread(memory.host)
-        if host is None:
-            return Unknown("the kernel does not say how much memory there is")
-        return Room("CPU", host.total // wants.devices, host.free // wants.devices)
-    if device == "GPU":
-        return room_on(await gpu.cards(), wants, environ.get("CUDA_VISIBLE_DEVICES"))
-    return Unknown("nobody knows what device this vLLM serves from")
-
-
 def room_on(cards: Sequence[Card], wants: Wants, visible: str | None) -> Room | Unknown:
     """The memory of each GPU of those that an engine will take.
 
@@ -147,7 +107,8 @@ def room_on(cards: Sequence[Card], wants: Wants, visible: str | None) -> Room | 
     taken = (seen if alike else sorted(seen, key=lambda each: each.total, reverse=True))[: wants.devices]
     # Stages of a pipeline are of different sizes, and nobody knows which one a GPU gets.
     least = max if wants.pipeline > 1 else min
-    return Room("GPU", least(each.total for each in taken), least(each.free for each in taken))
+    names = tuple(each.uuid for each in taken)
+    return Room(GPU, least(each.total for each in taken), least(each.free for each in taken), names)
 
 
 def _seen(cards: Sequence[Card], visible: str | None) -> list[Card] | Unknown:
