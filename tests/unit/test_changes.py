@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vllmd.changes import compare, in_force
-from vllmd.config import SECTIONS, Config, Model, Paths
+from vllmd.sections import SECTIONS, Config, Model, Paths
 from vllmd.engine.plan import Plan
 from vllmd.limits import Allowance
 from vllmd.settings import Applies

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vllmd.config import RESERVED_FLAGS, SECTIONS, Config, Model, load, locate, parse
+from vllmd.config import RESERVED_FLAGS, load, locate, parse
+from vllmd.sections import SECTIONS, Config, Model
 from vllmd.errors import ConfigError
 
 ONE = {"models": {"m": {"model": "org/name"}}}
