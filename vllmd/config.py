@@ -36,6 +36,7 @@ RESERVED_VARIABLES = {"VLLM_API_KEY": "vllmd guards the door itself, and its hea
 LOG_FORMATS = ("text", "json")
 METRICS_ACCESS = ("clients", "administrators", "open", "off")
 FITS = ("refuse", "warn", "off")
+LOADS = ("start", "demand", "manual")
 
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 """As browsers write it: in lower case, without a path."""
@@ -110,6 +111,7 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         problems.append(Problem(join(path, "model"), f"the directory {model.model} does not exist or is out of reach"))
     if model.fit not in FITS:
         problems.append(Problem(join(path, "fit"), f"expected refuse, warn or off, found {model.fit!r}"))
+    problems += _check_load(path, model)
     problems += [
         Problem(join(path, f"args.{flag}"), f"not to be set here: {reason}")
         for flag in model.args
@@ -123,6 +125,15 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         if (complaint := _variable_complaint(variable, value))
     ]
     return problems
+
+
+def _check_load(path: str, model: Model) -> list[Problem]:
+    if model.load not in LOADS:
+        return [Problem(join(path, "load"), f"expected start, demand or manual, found {model.load!r}")]
+    if model.load == "manual" and model.idle_unload_s:
+        complaint = "vllmd unloads no model by itself that is loaded by hand; set load to start or demand, or this to 0"
+        return [Problem(join(path, "idle_unload_s"), complaint)]
+    return []
 
 
 def _variable_complaint(variable: str, value: object) -> str:

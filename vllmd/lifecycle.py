@@ -19,9 +19,11 @@ class State(StrEnum):
     STOPPING = "stopping"
     BACKOFF = "backoff"
     FAILED = "failed"
+    DOZING = "dozing"
+    ASLEEP = "asleep"
 
 
-ALIVE = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.STOPPING})
+ALIVE = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.STOPPING, State.DOZING, State.ASLEEP})
 """The states in which a process may exist. In all others there is none."""
 
 

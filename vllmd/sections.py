@@ -1,7 +1,8 @@
 """What the configuration says: a frozen dataclass for each table of the file.
 
-Every key, its default and its meaning stand here once; `etc/vllmd/vllmd.toml` shows them all and a test compares the two.
-vLLM's own flags are never mirrored: `[models.NAME.args]` goes through untouched. `config` reads and checks the file.
+Every key, its default and its meaning stand here once; `etc/vllmd/vllmd.toml` shows them all and a test compares the
+two. vLLM's own flags are never mirrored: `[models.NAME.args]` goes through untouched. How the file is read and checked
+is the business of `config`.
 """
 
 from collections.abc import Mapping
@@ -94,6 +95,16 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Several models in one memory. What does not fit takes turns."""
+
+    max_models: int = option(0, "models in memory at once; 0: as many as fit", minimum=0)
+    turn_s: float = option(
+        30.0, "seconds that a model which is always asked may go on while others wait for its memory", minimum=0
+    )
+
+
+@dataclass(frozen=True)
 class Sse:
     """Server-sent events."""
 
@@ -178,6 +189,17 @@ class Model:
     environment: str = option(
         "", "its own vLLM, such as vllm==0.33.0, whatever the others run in", applies=Applies.ENGINE
     )
+    load: str = option("start", "when it comes into memory: start (of vllmd), demand (a request for it), manual")
+    idle_unload_s: float = option(
+        0.0, "seconds without a request until vllmd takes it out of memory; 0: never", minimum=0
+    )
+    sleep_level: int = option(
+        0,
+        "how vllmd takes it out: 0 unloads it, 1 keeps its weights in main memory (vLLM's sleep mode), 2 drops them",
+        minimum=0,
+        maximum=2,
+        applies=Applies.ENGINE,
+    )
 
     def flag(self, name: str) -> object:
         """What `args` says of a flag, in whichever way it is written; None if nothing."""
@@ -205,6 +227,7 @@ class Config:
     supervision: Policy = field(default_factory=Policy)
     defaults: Defaults = Defaults()
     queue: Queue = Queue()
+    memory: Memory = Memory()
     sse: Sse = Sse()
     relay: Relay = Relay()
     replay: Replay = Replay()
@@ -235,6 +258,7 @@ SECTIONS: dict[str, type[Any]] = {
     "supervision": Policy,
     "defaults": Defaults,
     "queue": Queue,
+    "memory": Memory,
     "sse": Sse,
     "relay": Relay,
     "replay": Replay,
