@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, fields, is_dataclass, replace
 from typing import Any
 
-from vllmd.config import SECTIONS, Config, Model
+from vllmd.sections import SECTIONS, Config, Model
 from vllmd.settings import Applies
 from vllmd.statuses import Change
 

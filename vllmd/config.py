@@ -1,15 +1,13 @@
-"""The daemon's configuration: frozen dataclasses, and the one place where it is checked.
+"""The one place where the configuration is read and checked.
 
-`parse` is pure: a table in, a `Config` out, or a `ConfigError` that lists every problem. `load` adds the file. Every
-key, its default and its meaning stand here once; `etc/vllmd/vllmd.toml` shows them all and a test compares the two.
-vLLM's own flags are never mirrored: `[models.NAME.args]` goes through untouched.
+`parse` is pure: a table in, a `Config` out, or a `ConfigError` that lists every problem. `load` adds the file, and
+`locate` the directories that the file leaves open.
 """
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ import tomli
 
 from vllmd import address
 from vllmd.errors import AddressError, ConfigError
-from vllmd.lifecycle import Policy
-from vllmd.limits import Limits, with_identities
-from vllmd.settings import Applies, Problem, join, nearest, option, read
+from vllmd.limits import with_identities
+from vllmd.sections import BUILT_IN_MODELS, SECTIONS, Config, Listen, Model, Paths
+from vllmd.settings import Problem, join, nearest, read
 
 RESERVED_FLAGS = {
     "uds": "vllmd chooses the engine's private socket",
@@ -35,223 +33,10 @@ RESERVED_FLAGS = {
 RESERVED_VARIABLES = {"VLLM_API_KEY": "vllmd guards the door itself, and its health checks would be refused"}
 """The same for the engine's environment."""
 
-
-@dataclass(frozen=True)
-class Listen:
-    """Where clients come in. Sockets passed by systemd take the place of both."""
-
-    tcp: str = option("127.0.0.1:8080", "TCP address; empty: none", applies=Applies.DAEMON)
-    unix: str = option(
-        "",
-        "Unix socket; empty: /run/vllmd/vllmd.sock, for a user $XDG_RUNTIME_DIR/vllmd/vllmd.sock",
-        applies=Applies.DAEMON,
-    )
-    unix_mode: str = option("0660", "permissions of the Unix socket, octal", applies=Applies.DAEMON)
-    hosts: tuple[str, ...] = option((), "names beside localhost and that of `tcp` under which clients come in by TCP")
-    origins: tuple[str, ...] = option((), "other origins whose pages may ask, such as https://chat.example (CORS)")
-    exit_idle_s: float = option(
-        0.0,
-        "with systemd's sockets: seconds without a request until vllmd ends; the next one starts it; 0: never",
-        minimum=0,
-        applies=Applies.DAEMON,
-    )
-    unix_group: str = option("", "group of the Unix socket; empty: the daemon's own", applies=Applies.DAEMON)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those of `hosts`, and the one in `tcp`."""
-        tcp = address.parse(self.tcp) if self.tcp else None
-        own = tcp.host if isinstance(tcp, address.TcpAddress) else ""
-        return self.hosts if own in ("", "0.0.0.0", "::") else (*self.hosts, own)
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Directories. Empty means: what systemd gives, else the usual place for root or for a user."""
-
-    state: str = option("", "environments and what must survive a restart; /var/lib/vllmd", applies=Applies.DAEMON)
-    runtime: str = option("", "the engines' private sockets; /run/vllmd/engines", applies=Applies.DAEMON)
-    cache: str = option(
-        "", "caches of vLLM, Triton, Inductor and Hugging Face; /var/cache/vllmd", applies=Applies.DAEMON
-    )
-
-
-@dataclass(frozen=True)
-class EnvironmentSettings:
-    """Which vLLM, and where it is installed."""
-
-    requirement: str = option(
-        "",
-        "what is installed, such as vllm==0.33.0; empty: what suits the machine (see vllmctl env list)",
-        applies=Applies.ENGINE,
-    )
-    python: str = option("", "interpreter to build it with; empty: the one that runs vllmd", applies=Applies.ENGINE)
-    path: str = option(
-        "", "use the vLLM in this virtual environment as it is, and install nothing", applies=Applies.ENGINE
-    )
-    index: str = option(
-        "",
-        "an index of wheels beside pip's own; vLLM for AMD GPUs needs one",
-        secret=True,  # its URL may hold a password
-    )
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What the simple door fills in when the client leaves it out."""
-
-    temperature: float = option(0.7, "sampling temperature", minimum=0, maximum=2)
-    max_tokens: int = option(512, "the longest answer, in tokens", minimum=1)
-
-
-@dataclass(frozen=True)
-class Queue:
-    """Requests that wait for an engine."""
-
-    wait_s: float = option(900.0, "seconds a request may wait for its model", minimum=0)
-    limit: int = option(256, "requests that may wait at once; one more gets 503", minimum=0)
-    running: int = option(256, "requests of one model in its engine at once; max-num-seqs goes before it", minimum=1)
-    status_after_s: float = option(5.0, "seconds after which a waiting stream gets status comments", minimum=0)
-
-
-@dataclass(frozen=True)
-class Sse:
-    """Server-sent events."""
-
-    keepalive_s: float = option(15.0, "seconds of silence after which a stream gets a comment", minimum=0.05)
-
-
-@dataclass(frozen=True)
-class Relay:
-    """Streams between engine and client."""
-
-    stall_s: float = option(300.0, "seconds of silence after which an engine's stream counts as broken", minimum=0.05)
-    send_stall_s: float = option(300.0, "seconds after which a client that reads nothing is cut off", minimum=0.05)
-    drain_s: float = option(30.0, "seconds that running streams get to finish when vllmd stops", minimum=0)
-    trace: bool = option(False, "whether a request without a traceparent gets one (W3C Trace Context) for its engine")
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Requests whose engine died."""
-
-    limit: int = option(2, "times that a request is sent again, or an answer continued", minimum=0)
-    continuation: bool = option(True, "whether a new engine continues a chat stream in mid-answer")
-    continuation_bytes: int = option(65536, "longest text that is kept for it, in bytes a stream", minimum=0)
-
-
-@dataclass(frozen=True)
-class Log:
-    """vllmd's log, and with it what the engines print."""
-
-    format: str = option(
-        "text", "how lines on stderr look: text, or json; the journal gets fields instead", applies=Applies.DAEMON
-    )
-    requests: bool = option(True, "a line for each request for inference that has ended, without what was said")
-    prompts: bool = option(False, "what is asked, too: whoever may read the log then reads what people ask")
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Numbers for Prometheus, at /metrics."""
-
-    access: str = option(
-        "clients",
-        "who gets them: clients (whoever may ask anything), administrators, open (all, by TCP without a key), or off",
-        applies=Applies.DAEMON,
-    )
-    identities: bool = option(False, "whether requests are told by who asked to others than administrators, too")
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may come in by TCP, and who may administer apart from root and the daemon's own user."""
-
-    admin_group: str = option("", "members of this group may load, unload and restart over the Unix socket")
-    keys: str = option(
-        "",
-        "file of the API keys that TCP then asks for, a path or the name of a systemd credential; empty: none",
-        applies=Applies.DAEMON,
-    )
-
-
-@dataclass(frozen=True)
-class Page:
-    """The chat page for browsers."""
-
-    enabled: bool = option(True, "whether there is one, at / of the TCP address")
-
-
-@dataclass(frozen=True)
-class Model:
-    """One model and the engine that serves it."""
-
-    model: str = option("", "what vLLM loads: a Hugging Face name or a directory", applies=Applies.ENGINE)
-    default: bool = option(False, "serve requests that name no model; needed when there are several")
-    files: tuple[str, ...] = option(
-        (), "patterns of the hub's files to pull, as in *.safetensors; empty: what vLLM needs"
-    )
-    args: Mapping[str, Any] = option(
-        {}, "flags of `vllm serve`, passed through: max-model-len = 2048", applies=Applies.ENGINE
-    )
-    env: Mapping[str, Any] = option({}, "environment variables of this engine", applies=Applies.ENGINE, secret=True)
-    fit: str = option("refuse", "what becomes of a start for which there cannot be memory: refuse, warn, off")
-    environment: str = option(
-        "", "its own vLLM, such as vllm==0.33.0, whatever the others run in", applies=Applies.ENGINE
-    )
-
-    def flag(self, name: str) -> object:
-        """What `args` says of a flag, in whichever way it is written; None if nothing."""
-        return next((value for key, value in self.args.items() if key.lstrip("-").replace("_", "-") == name), None)
-
-    @cached_property
-    def is_prioritised(self) -> bool:
-        """Whether its engine's scheduler minds priorities."""
-        return self.flag("scheduling-policy") == "priority"
-
-
-BUILT_IN_MODELS = {
-    "qwen2-7b-instruct": Model("Qwen/Qwen2-7B-Instruct", default=True, args={"max-model-len": 2048}),
-}
-"""What is served when the configuration names no model."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """All of it."""
-
-    listen: Listen = Listen()
-    paths: Paths = Paths()
-    environment: EnvironmentSettings = EnvironmentSettings()
-    supervision: Policy = field(default_factory=Policy)
-    defaults: Defaults = Defaults()
-    queue: Queue = Queue()
-    sse: Sse = Sse()
-    relay: Relay = Relay()
-    replay: Replay = Replay()
-    limits: Limits = field(default_factory=Limits)
-    access: Access = Access()
-    log: Log = Log()
-    metrics: Metrics = Metrics()
-    page: Page = Page()
-    models: Mapping[str, Model] = field(default_factory=lambda: dict(BUILT_IN_MODELS))
-
-    @cached_property
-    def default_model(self) -> str:
-        """The name of the model that serves requests which name none."""
-        return next(name for name, model in self.models.items() if model.default)
-
-
-@dataclass
-class Current:
-    """The configuration in force, for all who look it up whenever they need it. Only a reload puts another one here."""
-
-    config: Config
-
-
 LOG_FORMATS = ("text", "json")
 METRICS_ACCESS = ("clients", "administrators", "open", "off")
 FITS = ("refuse", "warn", "off")
+LOADS = ("start", "demand", "manual")
 
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 """As browsers write it: in lower case, without a path."""
@@ -260,23 +45,6 @@ _PATH_STARTS = ("/", "./", "../", "~")
 """How a directory begins, where a name on the hub could be meant as well."""
 
 _NO_FILE = "name another with --config; the shipped etc/vllmd/vllmd.toml shows every key"
-
-SECTIONS: dict[str, type[Any]] = {
-    "listen": Listen,
-    "paths": Paths,
-    "environment": EnvironmentSettings,
-    "supervision": Policy,
-    "defaults": Defaults,
-    "queue": Queue,
-    "sse": Sse,
-    "relay": Relay,
-    "replay": Replay,
-    "limits": Limits,
-    "access": Access,
-    "log": Log,
-    "metrics": Metrics,
-    "page": Page,
-}
 
 
 def load(path: Path) -> Config:
@@ -343,6 +111,7 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         problems.append(Problem(join(path, "model"), f"the directory {model.model} does not exist or is out of reach"))
     if model.fit not in FITS:
         problems.append(Problem(join(path, "fit"), f"expected refuse, warn or off, found {model.fit!r}"))
+    problems += _check_load(path, model)
     problems += [
         Problem(join(path, f"args.{flag}"), f"not to be set here: {reason}")
         for flag in model.args
@@ -356,6 +125,15 @@ def _check_model(path: str, name: str, model: Model) -> list[Problem]:
         if (complaint := _variable_complaint(variable, value))
     ]
     return problems
+
+
+def _check_load(path: str, model: Model) -> list[Problem]:
+    if model.load not in LOADS:
+        return [Problem(join(path, "load"), f"expected start, demand or manual, found {model.load!r}")]
+    if model.load == "manual" and model.idle_unload_s:
+        complaint = "vllmd unloads no model by itself that is loaded by hand; set load to start or demand, or this to 0"
+        return [Problem(join(path, "idle_unload_s"), complaint)]
+    return []
 
 
 def _variable_complaint(variable: str, value: object) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vllmd import __version__
-from vllmd.config import Config, Current, load, locate
+from vllmd.config import load, locate
 from vllmd.engine import command
 from vllmd.engine.choices import Choices
 from vllmd.engine.environment import ensure
@@ -35,6 +35,7 @@ from vllmd.journal.lines import Format
 from vllmd.journal.setup import logging_to
 from vllmd.notify import Notifier
 from vllmd.passed import passed
+from vllmd.sections import Config, Current
 from vllmd.server.accounts import Accounts
 from vllmd.server.app import build
 from vllmd.server.calls import Calls

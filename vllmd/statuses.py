@@ -48,6 +48,10 @@ class ModelStatus:
         engine_running, engine_waiting: requests that it computes, and that wait in it, as it says itself; None where it
             does not.
         kv_cache_usage: the part of its KV cache that is in use, 0 to 1, likewise.
+        load: when it comes into memory, as its table says: start, demand or manual.
+        on_demand: whether a request brings it into memory when it is not there.
+        used_at: when its last request ended, Unix seconds; None where vllmd has seen none.
+        claim_bytes: the memory that it takes of each device, as far as it is known.
     """
 
     name: str
@@ -72,12 +76,20 @@ class ModelStatus:
     engine_running: int | None = None
     engine_waiting: int | None = None
     kv_cache_usage: float | None = None
+    load: str = "start"
+    on_demand: bool = False
+    used_at: float | None = None
+    claim_bytes: int | None = None
 
     @property
     def summary(self) -> str:
         """State, phase and reason in a few words, such as `starting, loading weights 43 %`."""
         if self.state in ("failed", "backoff", "unhealthy") and self.reason:
             return f"{self.state}: {self.reason}"
+        if self.state == "stopped" and self.on_demand:
+            return "not loaded, a request loads it"
+        if self.state == "dozing":
+            return "falling asleep"
         if self.state != "starting" or not self.phase:
             return self.state
         return f"starting, {self.phase}" + ("" if self.percent is None else f" {self.percent} %")
@@ -85,7 +97,7 @@ class ModelStatus:
     @property
     def is_passing(self) -> bool:
         """Whether the state ends by itself, so that its age is worth telling."""
-        return self.state not in ("ready", "stopped", "failed")
+        return self.state not in ("ready", "asleep", "stopped", "failed")
 
     def sentence(self, now: float | None = None) -> str:
         """The summary, with what is left of a state that will pass, or its age: `starting, compiling, 41 s`."""

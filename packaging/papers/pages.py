@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import click
 import roff
 
-from vllmd import __version__, config
+from vllmd import __version__, config, sections
 from vllmd.ctl.commands import ENVIRONMENT, MEANINGS, VERBS
 from vllmd.ctl.examples import EXAMPLES
 from vllmd.ctl.run import vllmctl
@@ -178,10 +178,10 @@ def vllmd_toml_5() -> str:
         roff.heading("TABLES"),
         roff.subheading("[models.NAME]"),
         roff.paragraphs(_MODELS),
-        *_keys(config.Model),
+        *_keys(sections.Model),
         *_reserved("args", config.RESERVED_FLAGS),
         *_reserved("env", config.RESERVED_VARIABLES),
-        *(line for name, section in config.SECTIONS.items() for line in _section(name, section)),
+        *(line for name, section in sections.SECTIONS.items() for line in _section(name, section)),
         roff.heading("EXAMPLES"),
         roff.example(_EXAMPLE),
         roff.heading("SEE ALSO"),

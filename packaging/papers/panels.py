@@ -25,6 +25,8 @@ COLOURS = {
     State.STOPPING: "#b0b0b0",
     State.BACKOFF: "yellow",
     State.FAILED: "red",
+    State.DOZING: "light-purple",
+    State.ASLEEP: "purple",
 }
 
 
@@ -99,8 +101,14 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "stat",
             "Ready",
-            "The part of the models that answer with tokens.",
-            ((f'sum(vllmd_model_state{{{OF},state="ready"}}) / sum(vllmd_model_state{{{OF}}})', ""),),
+            "Of the models that are in memory or on the way there, the part that answers with tokens.",
+            (
+                (
+                    f'sum(vllmd_model_state{{{OF},state="ready"}})'
+                    f' / sum(vllmd_model_state{{{OF},state!~"stopped|asleep"}})',
+                    "",
+                ),
+            ),
             "percentunit",
             4,
             4,

@@ -10,9 +10,9 @@ import papers
 import pytest
 import roff
 
-from vllmd.config import SECTIONS, Model
 from vllmd.ctl.commands import ENVIRONMENT, MEANINGS, VERBS
 from vllmd.ctl.examples import EXAMPLES
+from vllmd.sections import SECTIONS, Model
 
 CONTENTS = papers.contents()
 MANUALS = [path for path in CONTENTS if path.parent.name == "man"]

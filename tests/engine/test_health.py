@@ -17,11 +17,11 @@ from taking import take
 from waiting import processes_with_environ, until
 
 from vllmd import __version__
-from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine.feed import Feed
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
 from vllmd.lifecycle import Load, Policy, State
+from vllmd.sections import EnvironmentSettings, Model, Paths
 
 QUICK = Policy(
     probe_interval_s=0.3, probe_timeout_s=5.0, stall_s=1.0, backoff_initial_s=0.05, stop_timeout_s=10.0, restart_limit=3

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from loopback_hub import etag_of, serving
 
-from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine.feed import Feed
 from vllmd.engine.jobs import Jobs
 from vllmd.engine.library import Library, as_configured, wanted_by
@@ -16,6 +15,7 @@ from vllmd.engine.manifest import File, Manifest, Manifests
 from vllmd.engine.plan import Plan
 from vllmd.errors import HubUnreachable, InUse, NotOnHub, PullError
 from vllmd.provisions import JobStatus
+from vllmd.sections import EnvironmentSettings, Model, Paths
 
 NOBODY = "http://127.0.0.1:9"
 CONFIG = Manifest("acme/m", "", "c0ffee", (File("config.json", 2, etag_of("config.json", b"{}")),))

@@ -19,12 +19,12 @@ import pytest
 from taking import take
 from waiting import alive, descendants, processes_with_environ, until
 
-from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.generation import LAST_LINES
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
 from vllmd.lifecycle import Load, Policy, Restart, State, Unload
+from vllmd.sections import EnvironmentSettings, Model, Paths
 from vllmd.statuses import ModelStatus
 
 QUICK = Policy(

@@ -14,6 +14,7 @@ from fuzz import upstream
 from fuzz.tally import Tally, Until
 from vllmd import address, config, keys, wire
 from vllmd.errors import AddressError, ConfigError, RequestError
+from vllmd.sections import SECTIONS, Model
 from vllmd.server.prometheus import render
 from vllmd.server.snapshot import taken
 from vllmd.server.tallies import Tallies
@@ -32,10 +33,8 @@ def _table_of(section: type[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(known | st.text(max_size=9), values, max_size=5)
 
 
-sections = st.fixed_dictionaries(
-    {}, optional={name: _table_of(section) | values for name, section in config.SECTIONS.items()}
-)
-models = st.dictionaries(st.text(max_size=9), _table_of(config.Model) | values, max_size=3)
+sections = st.fixed_dictionaries({}, optional={name: _table_of(section) | values for name, section in SECTIONS.items()})
+models = st.dictionaries(st.text(max_size=9), _table_of(Model) | values, max_size=3)
 configurations = st.builds(lambda table, found: {**table, "models": found}, sections, models) | sections
 prompts = _table_of(wire.PromptRequest) | values
 cuts = st.lists(st.integers(0, 4096), max_size=4)

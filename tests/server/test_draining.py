@@ -20,7 +20,7 @@ from conftest import Start
 from daemons import Daemon
 from waiting import until
 
-from vllmd.config import Config
+from vllmd.sections import Config
 from vllmd.server.draining import CUT_SHORT_S
 
 ROOT = Path(__file__).parents[2]

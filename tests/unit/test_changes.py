@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from vllmd.changes import compare, in_force
-from vllmd.config import SECTIONS, Config, Model, Paths
 from vllmd.engine.plan import Plan
 from vllmd.limits import Allowance
+from vllmd.sections import SECTIONS, Config, Model, Paths
 from vllmd.settings import Applies
 from vllmd.statuses import Change
 
@@ -76,6 +76,20 @@ def test_a_model_is_compared_key_by_key_and_its_secrets_stay_secret(model: dict[
     after = replace(BEFORE, models={"tiny": replace(BEFORE.models["tiny"], **model)})
     assert compare(BEFORE, after) == (replace(change, applies=Applies.ENGINE, models=("tiny",)),)
     assert digest(after) != digest(BEFORE)
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ({"load": "demand"}, Change("models.tiny.load", '"start"', '"demand"')),
+        ({"idle_unload_s": 60.0}, Change("models.tiny.idle_unload_s", "0.0", "60.0")),
+        ({"sleep_level": 1}, Change("models.tiny.sleep_level", "0", "1", Applies.ENGINE, ("tiny",))),
+    ],
+)
+def test_when_a_model_comes_and_goes_takes_no_engine_but_how_it_does(model: dict[str, Any], change: Change) -> None:
+    after = replace(BEFORE, models={"tiny": replace(BEFORE.models["tiny"], **model)})
+    assert compare(BEFORE, after) == (change,)
+    assert in_force(BEFORE, after) == after
 
 
 def test_which_model_is_the_default_takes_no_engine() -> None:

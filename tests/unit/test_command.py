@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vllmd.config import Model
 from vllmd.engine.command import FOREIGN, OURS, QUIET, environ, flags, serve
+from vllmd.sections import Model
 
 PYTHON, VLLM, SOCKET = Path("/env/bin/python"), Path("/env/bin/vllm"), Path("/run/m.1/api.sock")
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vllmd.config import RESERVED_FLAGS, SECTIONS, Config, Model, load, locate, parse
+from vllmd.config import RESERVED_FLAGS, load, locate, parse
 from vllmd.errors import ConfigError
+from vllmd.sections import SECTIONS, Config, Model
 
 ONE = {"models": {"m": {"model": "org/name"}}}
 NOT_A_NUMBER = float("nan")
@@ -151,6 +152,19 @@ def test_a_mistake_is_told_with_its_place(table: Mapping[str, Any], problem: str
         ({" ": {"model": "a"}}, "models. : a model needs a name"),
         ({"m": {"modle": "a", "model": "b"}}, "models.m.modle: unknown key (did you mean 'model'?)"),
         ({"m": {"model": "a", "default": 1}}, "models.m.default: expected true or false, found 1"),
+        (
+            {"m": {"model": "a", "load": "lazy"}},
+            "models.m.load: expected start, demand or manual, found 'lazy'",
+        ),
+        ({"m": {"model": "a", "load": ""}}, "models.m.load: expected start, demand or manual, found ''"),
+        ({"m": {"model": "a", "sleep_level": 3}}, "models.m.sleep_level: 3 is too large, the most is 2"),
+        ({"m": {"model": "a", "sleep_level": -1}}, "models.m.sleep_level: -1 is too small, the least is 0"),
+        ({"m": {"model": "a", "idle_unload_s": -1}}, "models.m.idle_unload_s: -1 is too small, the least is 0"),
+        (
+            {"m": {"model": "a", "load": "manual", "idle_unload_s": 60}},
+            "models.m.idle_unload_s: vllmd unloads no model by itself that is loaded by hand; "
+            "set load to start or demand, or this to 0",
+        ),
         ({"m": {"model": "a", "args": ["--x"]}}, "models.m.args: expected a table, found ['--x']"),
         ({"m": {"model": "a", "env": {"DEBUG": 1}}}, "models.m.env.DEBUG: expected a string, found 1"),
         (
@@ -165,6 +179,14 @@ def test_a_mistake_is_told_with_its_place(table: Mapping[str, Any], problem: str
 )
 def test_a_mistake_in_a_model_is_told_with_its_place(models: Any, problem: str) -> None:
     assert problems_of({"models": models}) == [problem]
+
+
+@pytest.mark.parametrize("load_", ["start", "demand", "manual"])
+@pytest.mark.parametrize("sleep_level", [0, 1, 2])
+def test_when_a_model_comes_and_how_it_goes(load_: str, sleep_level: int) -> None:
+    idle_s = 0 if load_ == "manual" else 60
+    table = {"model": "a", "load": load_, "idle_unload_s": idle_s, "sleep_level": sleep_level}
+    assert parse({"models": {"m": table}}).models["m"] == Model(**{**table, "default": True})
 
 
 def test_a_single_model_is_the_default_one_whatever_it_says() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import tomli
 
-from vllmd.config import SECTIONS, Config, Model, load, parse
+from vllmd.config import load, parse
+from vllmd.sections import SECTIONS, Config, Model
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "vllmd" / "vllmd.toml"
 COMMENTED_KEY = re.compile(r"^# ?(?=[\w-]+ = )", re.MULTILINE)

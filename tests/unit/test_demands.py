@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd import routes
-from vllmd.config import Model
 from vllmd.errors import RequestError
 from vllmd.limits import Limits
+from vllmd.sections import Model
 from vllmd.server.demands import LONGEST, PRIORITISED, SHORT, additions, check, with_additions
 from vllmd.server.openai import INFERENCE
 

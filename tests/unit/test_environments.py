@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from vllmd.config import Config, EnvironmentSettings, Model
 from vllmd.engine.choices import Choice, Choices, Chosen, said, settings
 from vllmd.engine.distributions import named
 from vllmd.engine.flags import listed, require_known, unknown
@@ -13,6 +12,7 @@ from vllmd.engine.installing import Tally
 from vllmd.engine.settling import Settling
 from vllmd.engine.variants import Facts, Suited, Variant, look, requirement, suited, wanted
 from vllmd.errors import RequestError, UnknownFlags
+from vllmd.sections import Config, EnvironmentSettings, Model
 
 # ── what suits the machine ──
 

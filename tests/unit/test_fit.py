@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine import checkpoint
 from vllmd.engine.causes import Cause
 from vllmd.engine.checkpoint import Checkpoint, Part, Weights, weigh
@@ -24,6 +23,7 @@ from vllmd.engine.shape import Shape, Unknown, read_shape
 from vllmd.engine.wants import SPACE, Wants, flag, read_wants
 from vllmd.lifecycle import Verdict
 from vllmd.provisions import Fit
+from vllmd.sections import EnvironmentSettings, Model, Paths
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

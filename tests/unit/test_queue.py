@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllmd import config
-from vllmd.config import EnvironmentSettings, Model, Paths
+from vllmd import sections
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.plan import Plan
@@ -19,6 +18,7 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import EngineFailed, NotReady, Overloaded, TooMany, Unavailable
 from vllmd.lifecycle import Engine, Policy, State, Verdict
 from vllmd.limits import Allowance, Limits
+from vllmd.sections import EnvironmentSettings, Model, Paths
 from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
 from vllmd.server.queue import Queue, places
@@ -57,7 +57,7 @@ class Bench:
         self.feed = Feed()
         self.supervisor = Stub(self.feed, state)
         self.accounts = Accounts(limits)
-        self.queue = Queue(config.Queue(**queue), self.feed, {"m": PLACES}, self.accounts)
+        self.queue = Queue(sections.Queue(**queue), self.feed, {"m": PLACES}, self.accounts)
         self.running: dict[Call, asyncio.Event] = {}
         self.tasks: dict[Call, asyncio.Task[None]] = {}
         self.order: list[str] = []
@@ -526,4 +526,4 @@ async def test_when_to_ask_again_is_after_the_load(eta_s: int | None, told: int)
 )
 def test_places_are_what_the_engine_takes_at_once(args: dict[str, Any], found: int) -> None:
     models = {"m": Model("m", args=args), "other": Model("o")}
-    assert places(config.Config(queue=config.Queue(running=7), models=models)) == {"m": found, "other": 7}
+    assert places(sections.Config(queue=sections.Queue(running=7), models=models)) == {"m": found, "other": 7}

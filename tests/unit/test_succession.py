@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine.kept import Kept, Record, decode, encode
 from vllmd.engine.plan import Plan
 from vllmd.engine.succession import assign, is_restarting, own_unit
 from vllmd.engine.tether import Tether
 from vllmd.passed import Passed, passed
+from vllmd.sections import EnvironmentSettings, Model, Paths
 
 PLAN = Plan("tiny", Model("models/tiny", args={"a": 1}), EnvironmentSettings(), Paths("/s", "/r", "/c"), {})
 RECORD = Record("tiny", 3, PLAN.digest, str(PLAN.directory(3)), guard=1, leader=2, token="t")

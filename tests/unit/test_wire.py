@@ -183,6 +183,10 @@ MODEL_STATUSES = st.builds(
     hint=LINE,
     phases=st.lists(st.builds(PhaseSpan, phase=LINE, took_s=st.none() | st.floats(0, 1e6)), max_size=3).map(tuple),
     kv_cache_usage=st.none() | st.floats(0, 1),
+    load=LINE,
+    on_demand=st.booleans(),
+    used_at=st.none() | st.floats(0, 1e10),
+    claim_bytes=st.none() | NUMBER,
 )
 STATUSES = st.builds(
     Status,
@@ -235,6 +239,10 @@ def test_a_newer_daemon_is_understood() -> None:
         ({"state": "backoff", "reason": "it crashed"}, "backoff: it crashed", "backoff: it crashed, 41 s"),
         ({"state": "ready", "reason": "it crashed"}, "ready", "ready"),
         ({"state": "failed", "reason": "no weights"}, "failed: no weights", "failed: no weights"),
+        ({"on_demand": True}, "not loaded, a request loads it", "not loaded, a request loads it"),
+        ({"state": "dozing", "on_demand": True}, "falling asleep", "falling asleep, 41 s"),
+        ({"state": "asleep", "on_demand": True}, "asleep", "asleep"),
+        ({"state": "starting", "phase": "waking up"}, "starting, waking up", "starting, waking up, 41 s"),
     ],
 )
 def test_a_status_in_words(change: Mapping[str, Any], summary: str, sentence: str) -> None:
@@ -250,8 +258,11 @@ def test_a_status_that_says_nothing() -> None:
         "since": 0.0,
         "pid": None,
         "state": "stopped",
+        "load": "start",
+        "on_demand": False,
     }
     nothing |= dict.fromkeys(("eta_s", "tokens_per_s", "engine_running", "engine_waiting", "kv_cache_usage"))
+    nothing |= dict.fromkeys(("used_at", "claim_bytes"))
     nothing |= dict.fromkeys(("generation", "restarts", "running", "held", "places"), 0) | {"phases": ()}
     nothing |= dict.fromkeys(("model", "cause", "reason", "hint"), "")
     assert to_json(ModelStatus("m")) == {"name": "m", **nothing}

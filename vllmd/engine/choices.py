@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vllmd.config import EnvironmentSettings
+from vllmd.sections import EnvironmentSettings
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllmd.config import EnvironmentSettings
 from vllmd.engine import records, whole
 from vllmd.engine.distributions import pinned
 from vllmd.engine.environment import Environment, ensure, environment_path, find_interpreter
@@ -14,6 +13,7 @@ from vllmd.engine.installer import find_uv
 from vllmd.engine.records import Record
 from vllmd.engine.run import Report
 from vllmd.errors import EnvironmentNotFound, InstallError
+from vllmd.sections import EnvironmentSettings
 from vllmd.settings import nearest
 
 

@@ -6,6 +6,8 @@ changes nothing; an unknown version only makes the phases coarser.
 Two lines that look like signs are none. `Starting to load model` comes *before* the download of a model that is not
 there yet, so loading begins with its first bar or result. And the size of the KV cache is told before the graphs are
 captured on a GPU, but after everything else on a CPU.
+
+No line tells of installing, of waiting for memory and of waking up: these are vllmd's own doing.
 """
 
 import re
@@ -17,12 +19,14 @@ class Phase(StrEnum):
     """What a starting engine is doing, in the order in which it happens; the values are shown to people."""
 
     INSTALLING = "installing"
+    WAITING_FOR_MEMORY = "waiting for memory"
     STARTING_UP = "starting up"
     DOWNLOADING = "downloading"
     LOADING_WEIGHTS = "loading weights"
     COMPILING = "compiling"
     CAPTURING_GRAPHS = "capturing graphs"
     WARMING_UP = "warming up"
+    WAKING_UP = "waking up"
 
 
 @dataclass(frozen=True)

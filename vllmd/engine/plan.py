@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllmd import address
-from vllmd.config import EnvironmentSettings, Model, Paths
 from vllmd.engine import command, tree
 from vllmd.engine.environment import Environment
 from vllmd.engine.process import Command
 from vllmd.engine.runtime import make_private
 from vllmd.engine.startups import key_of
 from vllmd.errors import InstallError
+from vllmd.sections import EnvironmentSettings, Model, Paths
 
 _ZMQ_NAME_BYTES = len("/tmp/") + 36
 """vLLM puts Unix sockets named by a UUID into TMPDIR; the path must fit as well."""

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vllmd.config import Config, EnvironmentSettings
 from vllmd.engine.choices import Choices, Chosen, settings
 from vllmd.engine.plan import Plan
 from vllmd.engine.variants import Suited, Variant, requirement
+from vllmd.sections import Config, EnvironmentSettings
 
 
 @dataclass(frozen=True)

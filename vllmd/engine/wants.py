@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vllmd.config import Model
+from vllmd.sections import Model
 
 SHARE = 0.92
 """vLLM's default of `gpu-memory-utilization` (config/cache.py); 128.6 of the H200's 139.8 GiB bear it out."""

@@ -6,12 +6,12 @@ from pathlib import Path
 from aiohttp import web
 
 from vllmd import routes
-from vllmd.config import Current
 from vllmd.engine.feed import Feed
 from vllmd.engine.incidents import archive_in
 from vllmd.engine.jobs import Jobs
 from vllmd.engine.library import Library
 from vllmd.engine.supervisor import Supervisor
+from vllmd.sections import Current
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
 from vllmd.server.admission import OPEN, only_with_a_key

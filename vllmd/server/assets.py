@@ -11,9 +11,9 @@ from pathlib import Path
 
 from aiohttp import hdrs, web
 
-from vllmd.config import Current
 from vllmd.errors import RouteNotFound
 from vllmd.routes import PAGE
+from vllmd.sections import Current
 
 FOLDER = Path(__file__).with_name("page")
 INDEX = "index.html"

@@ -9,12 +9,12 @@ import logging
 import time
 from collections.abc import Sequence
 
-from vllmd.config import Config
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.http import Head
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken, VllmdError
+from vllmd.sections import Config
 from vllmd.server import chat, endings
 from vllmd.server.calls import Call
 from vllmd.server.continuation import Resumption, Transcript

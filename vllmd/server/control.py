@@ -10,7 +10,6 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 
 from vllmd import __version__, routes, statuses, wire
-from vllmd.config import Current
 from vllmd.engine.feed import Entry, Feed
 from vllmd.engine.jobs import Jobs
 from vllmd.engine.supervisor import Supervisor
@@ -18,6 +17,7 @@ from vllmd.errors import NotReady, RequestError
 from vllmd.incident import Incident
 from vllmd.lifecycle import Load, Restart, State, Unload
 from vllmd.provisions import JobStatus
+from vllmd.sections import Current
 from vllmd.server.access import IS_STRANGER, identify, require_administrator, why_denied
 from vllmd.server.accounts import Accounts
 from vllmd.server.bodies import choose_model, json_response

@@ -6,10 +6,10 @@ from pathlib import Path
 from aiohttp import web
 
 from vllmd import wire
-from vllmd.config import Current
 from vllmd.engine.fitting import fit_of
 from vllmd.engine.supervisor import Supervisor
 from vllmd.lifecycle import ALIVE
+from vllmd.sections import Current
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.queries import LENGTH

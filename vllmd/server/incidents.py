@@ -6,9 +6,9 @@ from collections.abc import Collection
 from aiohttp import web
 
 from vllmd import wire
-from vllmd.config import Current
 from vllmd.engine.incidents import Archive
 from vllmd.errors import IncidentNotFound
+from vllmd.sections import Current
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.queries import LIMIT, OF_MODEL
 

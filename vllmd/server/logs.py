@@ -6,9 +6,9 @@ from aiohttp import web
 from aiohttp_sse import sse_response
 
 from vllmd import sse, wire
-from vllmd.config import Current
 from vllmd.engine.lines import Line
 from vllmd.engine.supervisor import Supervisor
+from vllmd.sections import Current
 from vllmd.server.bodies import choose_model, json_response
 from vllmd.server.doors import limit_send_buffer, require_client
 from vllmd.server.followers import Followers

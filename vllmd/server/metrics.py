@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from vllmd import routes
-from vllmd.config import Current
 from vllmd.engine.client import EngineClient
 from vllmd.engine.connection import no_glance
 from vllmd.engine.http import Head
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import EngineError, RouteNotFound, VllmdError
+from vllmd.sections import Current
 from vllmd.server.access import administers, identify, require_administrator
 from vllmd.server.calls import Calls
 from vllmd.server.queue import places

@@ -7,9 +7,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from vllmd import routes
-from vllmd.config import Current
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError, VllmdError
+from vllmd.sections import Current
 from vllmd.server import demands
 from vllmd.server.access import Identity, identify
 from vllmd.server.accounts import Accounts

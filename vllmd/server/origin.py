@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from vllmd.config import Current, Listen
 from vllmd.errors import Denied
+from vllmd.sections import Current, Listen
 from vllmd.server.access import peer_of
 from vllmd.server.middleware import SHIELD
 

@@ -8,8 +8,8 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
 from vllmd import routes, sse, wire
-from vllmd.config import Config, Current
 from vllmd.errors import EngineError, StreamBroken, VllmdError
+from vllmd.sections import Config, Current
 from vllmd.server import chat, demands
 from vllmd.server.access import identify
 from vllmd.server.accounts import Accounts

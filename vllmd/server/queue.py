@@ -9,7 +9,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from vllmd import config
+from vllmd import sections
 from vllmd.engine.client import EngineClient
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
@@ -28,12 +28,12 @@ BESIDE = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 Tell = Callable[[str], Awaitable[None]]
 
 
-def places(settings: config.Config) -> dict[str, int]:
+def places(settings: sections.Config) -> dict[str, int]:
     """Of each model, how many calls its engine works on at once: `max-num-seqs` of its args, else `queue.running`."""
     return {name: _max_num_seqs(model) or settings.queue.running for name, model in settings.models.items()}
 
 
-def _max_num_seqs(model: config.Model) -> int:
+def _max_num_seqs(model: sections.Model) -> int:
     """That flag in whichever way it is written; 0 if it is no positive number, which is vLLM's to complain about."""
     value = str(model.flag("max-num-seqs"))
     return int(value) if value.isascii() and value.isdecimal() else 0
@@ -86,7 +86,7 @@ class Queue:
     """
 
     def __init__(
-        self, settings: config.Queue, feed: Feed, places: Mapping[str, int], accounts: Accounts | None = None
+        self, settings: sections.Queue, feed: Feed, places: Mapping[str, int], accounts: Accounts | None = None
     ) -> None:
         self._settings = settings
         self._feed = feed
@@ -97,7 +97,7 @@ class Queue:
         self._ranks: dict[Waiting, int] = {}
         self._ranked_at = -math.inf
 
-    def reconfigure(self, settings: config.Queue, places: Mapping[str, int]) -> None:
+    def reconfigure(self, settings: sections.Queue, places: Mapping[str, int]) -> None:
         """Other bounds, from now on, and for those that wait already."""
         self._settings = settings
         self._turns.reconfigure(places)

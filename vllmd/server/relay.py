@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from aiohttp import web
 
 from vllmd import routes
-from vllmd.config import Current
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import VllmdError
+from vllmd.sections import Current
 from vllmd.server.access import identify
 from vllmd.server.accounts import Accounts
 from vllmd.server.attempts import Attempts

@@ -17,13 +17,13 @@ from aiohttp import web
 
 from vllmd import wire
 from vllmd.changes import compare, in_force
-from vllmd.config import Config, Current
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
 from vllmd.engine.tasks import start
 from vllmd.errors import VllmdError
 from vllmd.limits import Limits
+from vllmd.sections import Config, Current
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import json_response
 from vllmd.server.calls import Calls

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from vllmd import statuses, wire
-from vllmd.config import Current
 from vllmd.errors import Cancelled, Denied, RequestNotFound
+from vllmd.sections import Current
 from vllmd.server.access import Identity, administers, identify
 from vllmd.server.bodies import json_response
 from vllmd.server.calls import Call, Calls

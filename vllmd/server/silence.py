@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from vllmd.config import Config
+from vllmd.sections import Config
 
 DISCARD_S = 1.0
 """Seconds that an answer may go on after its last event, until its connection is given up."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from vllmd import address
 from vllmd.address import Address, TcpAddress, UnixAddress
-from vllmd.config import Listen
 from vllmd.errors import AddressError
 from vllmd.passed import passed
+from vllmd.sections import Listen
 
 BACKLOG = 1024
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from aiohttp import web
 
 from vllmd import wire
-from vllmd.config import Current
 from vllmd.engine.jobs import Job
 from vllmd.engine.library import Library
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError
 from vllmd.lifecycle import State
+from vllmd.sections import Current
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import json_response, read_body, read_json
 from vllmd.settings import Problem, read

@@ -13,7 +13,6 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
-from vllmd.config import Current, EnvironmentSettings
 from vllmd.engine.choices import Choice, Chosen, said
 from vllmd.engine.environments import Environments, Installed
 from vllmd.engine.flags import require_known
@@ -24,6 +23,7 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
 from vllmd.errors import InUse, TrialFailed
 from vllmd.lifecycle import State
+from vllmd.sections import Current, EnvironmentSettings
 from vllmd.server.calls import Calls
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from vllmd import wire
-from vllmd.config import Current
 from vllmd.engine.environments import Environments, Installed
 from vllmd.engine.installing import Tally
 from vllmd.engine.jobs import Job, Jobs, Kind
@@ -18,6 +17,7 @@ from vllmd.engine.supervisors import Supervisors
 from vllmd.engine.variants import wanted
 from vllmd.errors import InUse, RequestError
 from vllmd.provisions import EnvironmentStatus
+from vllmd.sections import Current
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response, read_body, read_json
 from vllmd.server.upgrade import Upgrade

@@ -5,9 +5,9 @@ from typing import Any
 from aiohttp import web
 
 from vllmd import wire
-from vllmd.config import Current
 from vllmd.engine.jobs import Job, Jobs
 from vllmd.errors import JobNotFound
+from vllmd.sections import Current
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import json_response
 
