@@ -24,6 +24,8 @@ from vllmd.engine.jobs import Jobs, Kind
 from vllmd.engine.kept import found
 from vllmd.engine.library import Library
 from vllmd.engine.plan import Plan
+from vllmd.engine.residency import Rules
+from vllmd.engine.residents import Residents
 from vllmd.engine.runtime import exclusive
 from vllmd.engine.settling import Settling
 from vllmd.engine.succession import hand_over, is_followed, take_over
@@ -172,7 +174,10 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         jobs = Jobs(feed)
         settling, environments = _settling(config), Environments(Path(config.paths.state) / "environments")
         library = _library(current, settling, jobs)
-        supervisors = _supervisors(current, settling, feed, notifier, library)
+        residents = Residents(
+            lambda: Rules(current.config.memory.max_models, current.config.memory.turn_s), feed, calls
+        )
+        supervisors = _supervisors(current, settling, feed, notifier, library, residents)
         relay = Relay(current, supervisors, feed, calls, accounts, tallies.requests.add, tallies.lag.observe)
         reload = Reload(read, settling.plans, current, supervisors, calls, relay, (accounts, census), notifier)
         upgrade = Upgrade(current, settling, environments, supervisors, calls)
@@ -195,7 +200,10 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         )
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
-        async with _running(supervisors, environments, current, feed, notifier), serving(app, sockets, census) as doors:
+        async with (
+            _running(supervisors, residents, environments, current, feed, notifier),
+            serving(app, sockets, census) as doors,
+        ):
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses))
             await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, jobs, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
@@ -246,12 +254,14 @@ def _library(current: Current, settling: Settling, jobs: Jobs) -> Library:
     return Library(jobs, Path(paths.state), around, lambda: settling.plans(current.config))
 
 
-def _supervisors(current: Current, settling: Settling, feed: Feed, notifier: Notifier, library: Library) -> Supervisors:
+def _supervisors(
+    current: Current, settling: Settling, feed: Feed, notifier: Notifier, library: Library, residents: Residents
+) -> Supervisors:
     def extend() -> None:
         notifier.extend(current.config.supervision.startup_stall_s)
 
     def make(plan: Plan) -> Supervisor:
-        return Supervisor(plan, current.config.supervision, feed, extend, notifier, library.provide)
+        return Supervisor(plan, current.config.supervision, feed, extend, notifier, library.provide, residents)
 
     return Supervisors(make, settling.plans(current.config))
 
@@ -271,12 +281,17 @@ def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
 
 @asynccontextmanager
 async def _running(
-    supervisors: Supervisors, environments: Environments, current: Current, feed: Feed, notifier: Notifier
+    supervisors: Supervisors,
+    residents: Residents,
+    environments: Environments,
+    current: Current,
+    feed: Feed,
+    notifier: Notifier,
 ) -> AsyncIterator[None]:
     """Supervisors, the broom, and the conversation with systemd, for as long as the block lasts."""
     async with supervisors.running() as group:
-        works = [_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier), _sweep(environments)]
-        tasks = [group.create_task(work) for work in works]
+        talks = [_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier)]
+        tasks = [group.create_task(work) for work in (residents.run(), _sweep(environments), *talks)]
         try:
             yield
         finally:
@@ -285,12 +300,13 @@ async def _running(
 
 
 async def _tell_systemd(notifier: Notifier, supervisors: Supervisors, current: Current, feed: Feed) -> None:
-    """READY=1 with the first token of the default model, and a STATUS= line for every change."""
+    """READY=1 with the first token of the default model, unless that comes only when somebody asks for it; and a STATUS=
+    line for every change."""
     while True:
         supervisor = supervisors[current.config.default_model]
         status = supervisor.status
         notifier.status(f"{status.name}: {status.sentence()}")
-        if supervisor.client is not None:
+        if supervisor.client is not None or supervisor.on_demand or status.load == "manual":
             notifier.ready()
         elif not status.is_passing:
             # Unloaded, or given up: the daemon stays and says why, though systemd still waits for the first token.

@@ -27,6 +27,7 @@ VllmdError
 │   │   └── EngineRefused    it was not even sent
 │   ├── EngineSaid           the engine's own error, to be passed on as it is
 │   ├── StreamBroken         the answer began and did not end as it should
+│   ├── SleepError           it did not go to sleep, or did not wake
 │   └── ProbeFailed          a health check without a token
 │       ├── NotListening     nobody took the connection
 │       └── CertainFailure   a second check would find the same
@@ -214,6 +215,10 @@ class EngineSaid(EngineError):
 
 class StreamBroken(EngineError):
     """The engine's answer began and did not end as an answer should."""
+
+
+class SleepError(EngineError):
+    """The engine did not go to sleep, or kept its memory over it, or did not wake."""
 
 
 class ProbeFailed(EngineError):

@@ -29,7 +29,14 @@ ELSEWHERE = (
 
 
 def serve(
-    name: str, model: Model, *, python: Path, vllm: Path, socket: Path, snapshot: Path | None = None
+    name: str,
+    model: Model,
+    *,
+    python: Path,
+    vllm: Path,
+    socket: Path,
+    snapshot: Path | None = None,
+    can_sleep: bool = False,
 ) -> tuple[str, ...]:
     """The argv that serves `model` as `name` on the Unix socket `socket`.
 
@@ -37,8 +44,10 @@ def serve(
         python, vllm: the interpreter of the engine's environment and the `vllm` script in it. The script is given to
             the interpreter as a file, so that an environment still works after it was moved.
         snapshot: where the model lies that vllmd has pulled; None where vLLM is to find it.
+        can_sleep: whether vllmd will want to put it to sleep.
     """
-    ours = ("--uds", str(socket), "--served-model-name", name)
+    sleep = ("--enable-sleep-mode",) if can_sleep and model.flag("enable-sleep-mode") is None else ()
+    ours = ("--uds", str(socket), "--served-model-name", name, *sleep)
     return (str(python), str(vllm), "serve", str(snapshot or model.model), *ours, *flags(model.args))
 
 
@@ -66,6 +75,7 @@ def environ(
     cache: Path,
     binaries: Path,
     snapshot: Path | None = None,
+    can_sleep: bool = False,
 ) -> dict[str, str]:
     """The engine's environment variables.
 
@@ -76,6 +86,8 @@ def environ(
         cache: where everything goes that is worth keeping between generations.
         binaries: the environment's `bin`, first in PATH for the compilers that vLLM calls.
         snapshot: where the model lies that vllmd has pulled: the hub need not be asked, and is not.
+        can_sleep: whether vllmd will want to put it to sleep. The routes for that are vLLM's development ones, with
+            others that nobody may reach: the socket is private, and the doors pass on what they know.
     """
     offline = {"HF_HUB_OFFLINE": "1"} if snapshot and not _needs_more(model) else {}
     places = {
@@ -85,7 +97,8 @@ def environ(
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
     }
-    return {**surroundings(base, cache), **QUIET, **places, **offline, **model.env}
+    sleep = {"VLLM_SERVER_DEV_MODE": "1"} if can_sleep else {}
+    return {**surroundings(base, cache), **QUIET, **places, **offline, **sleep, **model.env}
 
 
 def _needs_more(model: Model) -> bool:

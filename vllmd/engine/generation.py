@@ -6,12 +6,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vllmd import __version__
-from vllmd.engine import evidence, fitting, gpu, memory, records
+from vllmd.engine import evidence, gpu, memory, records
 from vllmd.engine.causes import Cause
+from vllmd.engine.client import EngineClient
 from vllmd.engine.distributions import installed
 from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
@@ -19,12 +21,14 @@ from vllmd.engine.flags import require_known
 from vllmd.engine.gauges import TRACE
 from vllmd.engine.hub_verdicts import HOPELESS, cause_of
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
-from vllmd.engine.library import Provide, as_configured
+from vllmd.engine.library import Provide
 from vllmd.engine.phases import Phase, Progress, read_line
 from vllmd.engine.plan import Plan
 from vllmd.engine.process import Process, adopt, spawn
 from vllmd.engine.redaction import redacted, secrets_in
+from vllmd.engine.sleeping import put_to_sleep, wake
 from vllmd.engine.startups import Recorder, Startups
+from vllmd.engine.stay import Stay
 from vllmd.engine.verdict import explain
 from vllmd.errors import InstallError, JobCancelled, PullError, UnknownFlags, VllmdError
 from vllmd.incident import IncidentReport, Versions
@@ -58,6 +62,7 @@ class Generation:
         store: keeps the engine for the next vllmd.
         kept: the engine, where an earlier vllmd has started it; None to start one.
         provide: sees to it that the model is on the disk.
+        stay: its time in memory.
     """
 
     def __init__(
@@ -68,8 +73,9 @@ class Generation:
         on_line: Callable[[str], None],
         on_work: Callable[[], None],
         store: Store,
-        kept: Kept | None = None,
-        provide: Provide = as_configured,
+        kept: Kept | None,
+        provide: Provide,
+        stay: Stay,
     ) -> None:
         self.number = number
         self.was_ready = bool(kept and kept.record and kept.record.was_ready)
@@ -91,6 +97,8 @@ class Generation:
         self._kept = kept
         self._keeping: Keeping | None = None
         self._provide = provide
+        self._stay = stay
+        self._sleep_level = kept.record.sleep_level if kept and kept.record else 0
         self._pull: JobStatus | None = None
         self._process: Process | None = None
         self._preparing: asyncio.Task[Any] | None = None
@@ -133,6 +141,7 @@ class Generation:
         except (VllmdError, OSError) as error:
             return _why_not(error)
         finally:
+            self._stay.end()
             self._recorder.end(self._now())
             if not self._is_left:
                 self._plan.remove_directory(self.number)
@@ -146,6 +155,23 @@ class Generation:
             self._keeping.became_ready()
         self.was_ready = True
         self.progress = None
+
+    async def sleep(self, client: EngineClient, level: int) -> None:
+        """Has the engine give its memory back, and sees that it does. Raises SleepError if it does not."""
+        await self._stay.rest(partial(put_to_sleep, client, level))
+        self._note_sleep(level)
+
+    async def wake(self, client: EngineClient) -> None:
+        """Waits until there is memory, and has the engine take it. Raises SleepError if it does not."""
+        await self._stay.resume(self._waits_for_memory)
+        self._show(Progress(Phase.WAKING_UP))
+        await wake(client, self._sleep_level)
+        self._note_sleep(0)
+
+    def _note_sleep(self, level: int) -> None:
+        self._sleep_level = level
+        if self._keeping:
+            self._keeping.sleeps(level)
 
     def leave(self) -> bool:
         """Lets go of the engine without ending it, if the next vllmd can go on with it; returns whether it can."""
@@ -231,12 +257,14 @@ class Generation:
         """A start, or what goes on with the engine that is there; or why there is none."""
         if self._kept and self._kept.record and self._kept.tether:
             self.environment = _root_of(self._kept.record.leader)
+            await self._stay.inherit(self._plan, self.environment, is_asleep=bool(self._sleep_level))
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
         environment, snapshot = await self._prepare(self._needs())
-        if refusal := await self._prepare(fitting.refusal(self._plan, environment.root)):
+        if refusal := await self._prepare(self._stay.begin(self._plan, environment.root, self._waits_for_memory)):
             return refusal
         self._plan.make_directory(self.number)
-        return spawn(self._plan.command(self.number, environment, snapshot), self._take_line)
+        command = self._plan.command(self.number, environment, snapshot, can_sleep=self._stay.can_sleep)
+        return spawn(command, self._take_line)
 
     async def _live(self, beginning: AbstractAsyncContextManager[Process]) -> Verdict:
         if not self.was_ready:
@@ -319,6 +347,11 @@ class Generation:
         self._pull = status
         self._report(Progress(Phase.DOWNLOADING, status.percent))
 
+    def _waits_for_memory(self) -> None:
+        """It waits still; that others have their turn is no stall of its own."""
+        (self._show if self.was_ready else self._report)(Progress(Phase.WAITING_FOR_MEMORY))
+        self._on_work()
+
     def _take_line(self, line: str) -> None:
         if line.endswith(TRACE):  # nobody but vllmd can have asked
             return
@@ -329,9 +362,14 @@ class Generation:
             self._report(read_line(line, self.progress or Progress(Phase.STARTING_UP)))
 
     def _report(self, progress: Progress) -> None:
+        """How far its start has come."""
+        if progress != self.progress:
+            self._recorder.note(progress.phase, self._now())
+        self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
         if progress != self.progress:
             self.progress = progress
-            self._recorder.note(progress.phase, self._now())
             self._on_progress()
 
 

@@ -74,6 +74,7 @@ class Record:
         guard, leader: process numbers, of the guard and of vLLM.
         token: by which all its processes are known.
         was_ready: whether tokens ever came out of it.
+        sleep_level: at which it sleeps; 0 if it does not.
     """
 
     model: str
@@ -84,6 +85,7 @@ class Record:
     leader: int
     token: str
     was_ready: bool = False
+    sleep_level: int = 0
     version: int = VERSION
 
 
@@ -98,7 +100,7 @@ def decode(data: bytes) -> Record | None:
         record = Record(**json.loads(data))
     except (ValueError, TypeError, RecursionError):
         return None
-    kinds = {"generation": int, "guard": int, "leader": int, "was_ready": bool, "version": int}
+    kinds = {"generation": int, "guard": int, "leader": int, "was_ready": bool, "sleep_level": int, "version": int}
     sound = all(type(value) is kinds.get(name, str) for name, value in asdict(record).items())
     return record if sound and record.version == VERSION else None
 
@@ -119,8 +121,15 @@ class Keeping:
 
     def became_ready(self) -> None:
         """A token came out of it."""
-        self._record = replace(self._record, was_ready=True)
-        _write(self._file, self._record)
+        self._note(replace(self._record, was_ready=True))
+
+    def sleeps(self, level: int) -> None:
+        """It was put to sleep at that level, or at level 0 woken up."""
+        self._note(replace(self._record, sleep_level=level))
+
+    def _note(self, record: Record) -> None:
+        self._record = record
+        _write(self._file, record)
 
     def end(self) -> None:
         """The engine has ended: nothing of it needs to be kept."""

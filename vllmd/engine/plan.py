@@ -60,7 +60,9 @@ class Plan:
     def digest(self) -> str:
         """The same for engines of which one can take the other's place: all that `command` makes a difference of."""
         vllm = self.environment.path or [self.environment.requirement, self.environment.python]
-        return key_of(vllm, self.name, self.model.model, dict(self.model.args), dict(self.model.env), self.paths.cache)
+        sleep = [self.model.sleep_level] if self.model.sleep_level else []
+        args, env = dict(self.model.args), dict(self.model.env)
+        return key_of(vllm, self.name, self.model.model, args, env, self.paths.cache, *sleep)
 
     def directory(self, number: int) -> Path:
         """The directory of generation `number`."""
@@ -87,7 +89,9 @@ class Plan:
         """The variables that say where models lie, and who asks for them."""
         return {**command.surroundings(self.environ, Path(self.paths.cache)), **self.model.env}
 
-    def command(self, number: int, environment: Environment, snapshot: Path | None = None) -> Command:
+    def command(
+        self, number: int, environment: Environment, snapshot: Path | None = None, *, can_sleep: bool = False
+    ) -> Command:
         """What generation `number` runs, on the model at `snapshot`, or on what vLLM finds itself."""
         argv = command.serve(
             self.name,
@@ -96,10 +100,14 @@ class Plan:
             vllm=environment.vllm,
             socket=self.socket(number),
             snapshot=snapshot,
+            can_sleep=can_sleep,
         )
-        return Command(argv, self.variables(number, environment.root, snapshot), self.directory(number))
+        variables = self.variables(number, environment.root, snapshot, can_sleep=can_sleep)
+        return Command(argv, variables, self.directory(number))
 
-    def variables(self, number: int, root: Path, snapshot: Path | None = None) -> dict[str, str]:
+    def variables(
+        self, number: int, root: Path, snapshot: Path | None = None, *, can_sleep: bool = False
+    ) -> dict[str, str]:
         """The environment variables of generation `number`, run in the environment at `root` on the model there."""
         return command.environ(
             self.environ,
@@ -108,6 +116,7 @@ class Plan:
             cache=Path(self.paths.cache),
             binaries=root / "bin",
             snapshot=snapshot,
+            can_sleep=can_sleep,
         )
 
     def make_directory(self, number: int) -> None:

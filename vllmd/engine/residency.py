@@ -1,7 +1,7 @@
 """Who may be in memory, and who has to go. Decided without a clock, and without asking anybody.
 
-An engine that is about to take memory makes a *bid*. Engines that have it, or will have it in a moment, are *residents*.
-Four rules keep it fair, and keep models from chasing each other out of memory:
+An engine that is about to take memory makes a *bid*. Engines that have some, or will in a moment, are *residents*. Four
+rules keep it fair, and keep models from chasing each other out of memory:
 
 Room.  A bid is granted when every device has room for it, by its own count of what is free and by the sum of what the
 residents claim. On a GPU one start waits for another to end, because vLLM measures there what is left.
@@ -11,10 +11,10 @@ running requests never goes. A bid that nobody waits for, and that has no room b
 
 Turns.  A resident that is never idle keeps its memory for `turn_s` after it has become ready, and serves all that
 come meanwhile: so requests that alternate between two models come in two batches. Then its new requests are held until
-the running ones have ended. An idle one goes after `LINGER_S`: who asks one question after the other is not interrupted.
+the running ones have ended. An idle one goes after `LINGER_S`: who asks one question after another is not interrupted.
 
-First come.  Bids are served in order of arrival, those first that somebody waits for. A later one overtakes an earlier one
-only on other devices.
+First come.  Bids are served in order of arrival, those first that somebody waits for. A later one overtakes an earlier
+one only on other devices.
 """
 
 import math
@@ -115,6 +115,8 @@ class Answer(StrEnum):
     YIELDS = "yields"
     SHORT = "short"
     """There is too little, and nobody can be made to go for it: only others could free it."""
+    FULL = "full"
+    """As many engines are in memory as may be, and none of them can be made to go."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,14 @@ class Decision:
     Args:
         answers: of each bid.
         closed: residents whose new requests are held, since they have to go.
-        leave: residents that go now; none of them has a running request.
+        leave: residents that go now, each with the name of the bid that it goes for, or an empty one; none of them has
+            a running request.
         again_at: when time alone may change something; infinite if it will not.
     """
 
     answers: dict[str, Answer] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
-    leave: frozenset[str] = frozenset()
+    leave: dict[str, str] = field(default_factory=dict)
     again_at: float = math.inf
 
 
@@ -175,7 +178,8 @@ def _idle_ones(residents: Iterable[Resident], now: float) -> Decision:
         if each.idle_unload_s and each.state is State.READY and not each.stays
     }
     over = frozenset(name for name, end in ends.items() if end <= now)
-    return Decision(closed=over, leave=over, again_at=min((end for end in ends.values() if end > now), default=math.inf))
+    again_at = min((end for end in ends.values() if end > now), default=math.inf)
+    return Decision(closed=over, leave=dict.fromkeys(over, ""), again_at=again_at)
 
 
 def _both(one: Decision, other: Decision) -> Decision:
@@ -196,7 +200,7 @@ def _consider(bid: Bid, residents: Sequence[Resident], rules: Rules, now: float)
         return Answer.WAITS, Decision()
     victims = _victims(bid, residents, rules) if bid.is_wanted else []
     if victims:
-        return Answer.WAITS, _turn_out(victims, rules, now)
+        return Answer.WAITS, _turn_out(victims, bid, rules, now)
     return _without(bid, staying, rules), Decision()
 
 
@@ -205,21 +209,23 @@ def _without(bid: Bid, residents: Sequence[Resident], rules: Rules) -> Answer:
     rivals = residents if _is_full(residents, rules) else list(_beside(bid, residents))
     if not any(each.claim or _is_awake(each) for each in rivals):
         return Answer.SHORT
+    short = Answer.FULL if _is_full(residents, rules) else Answer.SHORT
     if bid.is_wanted:
         unsettled = any(each.state in (State.STARTING, State.UNHEALTHY) for each in rivals)
-        return Answer.WAITS if unsettled else Answer.SHORT
+        return Answer.WAITS if unsettled else short
     # What can start, if only just, is started: a sum that is too cautious shall keep nobody out.
-    can_start = not _is_full(residents, rules) and (bid.entry or bid.least) <= _left(bid, residents)
-    return Answer.SHORT if can_start or not bid.yields else Answer.YIELDS
+    can_start = short is Answer.SHORT and (bid.entry or bid.least) <= left(bid, residents)
+    return short if can_start or not bid.yields else Answer.YIELDS
 
 
-def _turn_out(victims: Sequence[Resident], rules: Rules, now: float) -> Decision:
+def _turn_out(victims: Sequence[Resident], bid: Bid, rules: Rules, now: float) -> Decision:
     """When all of them have to go, their new requests are held; when the last request has ended, they go."""
     due = max(each.goes_at(rules.turn_s) for each in victims)
     if due > now:
         return Decision(again_at=due)
     names = frozenset(each.name for each in victims)
-    return Decision(closed=names, leave=names if not any(each.running for each in victims) else frozenset())
+    is_idle = not any(each.running for each in victims)
+    return Decision(closed=names, leave=dict.fromkeys(names, bid.name) if is_idle else {})
 
 
 def _victims(bid: Bid, residents: Sequence[Resident], rules: Rules) -> list[Resident]:
@@ -250,10 +256,10 @@ def _has_room(bid: Bid, staying: Sequence[Resident], rules: Rules, present: Sequ
     if _is_full(staying, rules) or _is_starting(bid, staying):
         return False
     gone = _claims(_beside(bid, present or staying)) - _claims(_beside(bid, staying))
-    return not bid.claim or max(bid.claim, bid.entry) <= _left(bid, staying, gone)
+    return not bid.claim or max(bid.claim, bid.entry) <= left(bid, staying, gone)
 
 
-def _left(bid: Bid, residents: Sequence[Resident], gone: int = 0) -> int:
+def left(bid: Bid, residents: Sequence[Resident], gone: int = 0) -> int:
     """The bytes of its devices that a bid may have beside those residents.
 
     Args:

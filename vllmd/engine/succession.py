@@ -17,7 +17,6 @@ from vllmd.engine.kept import Kept, Store
 from vllmd.engine.plan import Plan
 from vllmd.engine.run import output
 from vllmd.engine.supervisor import Supervisor
-from vllmd.lifecycle import Load
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ _UNIT = re.compile(r"^(?:0:|\d+:name=systemd):(.*/([^/\n]+\.service))(?:/|$)", r
 
 
 async def take_over(kept: Iterable[Kept], supervisors: Mapping[str, Supervisor], store: Store) -> None:
-    """Gives each engine that systemd has kept to its supervisor, or ends it; then every other model is loaded.
+    """Gives each engine that systemd has kept to its supervisor, or ends it; then the others begin.
 
     Returns when those that nobody wants are gone: the next engine may need their memory.
     """
@@ -40,7 +39,7 @@ async def take_over(kept: Iterable[Kept], supervisors: Mapping[str, Supervisor],
             supervisors[each.record.model].adopt(each)
     adopted = {each.record.model for each, reason in heirs if each.record and not reason}
     for name in supervisors.keys() - adopted:
-        supervisors[name].post(Load())
+        supervisors[name].begin()
 
 
 def assign(kept: Iterable[Kept], plans: Mapping[str, Plan]) -> list[tuple[Kept, str]]:

@@ -26,10 +26,11 @@ from vllmd.engine.library import Provide, as_configured
 from vllmd.engine.lines import Lines
 from vllmd.engine.plan import Plan
 from vllmd.engine.probe import due, probe
+from vllmd.engine.stay import UNBOUNDED, Residence, Stay
 from vllmd.engine.tasks import cancel, start
 from vllmd.engine.telling import Telling
 from vllmd.engine.timers import Timers
-from vllmd.errors import CertainFailure, NotListening
+from vllmd.errors import CertainFailure, NotListening, SleepError
 from vllmd.errors import ProbeFailed as NoToken
 from vllmd.lifecycle import (
     ALIVE,
@@ -38,21 +39,30 @@ from vllmd.lifecycle import (
     Effect,
     Engine,
     Event,
+    Evict,
     Exited,
     Kill,
+    Load,
     Policy,
     Probe,
     ProbeFailed,
     ProbeOk,
     Progressed,
+    PutToSleep,
     Restart,
     SetTimer,
+    SleepFailed,
+    Slept,
     Spawn,
     State,
     Terminate,
     TimerFired,
     Unload,
     Verdict,
+    Wake,
+    WakeFailed,
+    Wanted,
+    Woken,
 )
 from vllmd.statuses import ModelStatus
 from vllmd.transitions import step
@@ -73,6 +83,7 @@ class Supervisor:
         on_sign_of_life: called at most once a second while a start makes progress.
         store: keeps the engine while one vllmd follows another.
         provide: sees to it that a model is on the disk.
+        residence: where engines have memory.
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class Supervisor:
         on_sign_of_life: Callable[[], None] = lambda: None,
         store: Store = NOWHERE,
         provide: Provide = as_configured,
+        residence: Residence = UNBOUNDED,
     ) -> None:
         self.plan = plan
         self.engine = Engine()
@@ -90,11 +102,13 @@ class Supervisor:
         self.probes: Counter[str] = Counter()
         """How many health checks there were, by their result."""
         self.policy = policy
-        self._holds = 0
+        self._holds: list[str] = []
         self._feed = feed
         self._on_sign_of_life = on_sign_of_life
         self._store = store
         self._provide = provide
+        self._residence = residence
+        self._stay: Stay | None = None
         self._kept: Kept | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._generation: Generation | None = None
@@ -103,6 +117,7 @@ class Supervisor:
         self._telling: Telling | None = None
         self._timers = Timers()
         self._probing: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
         self._living: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._archive = archive_in(plan.state)
@@ -137,6 +152,9 @@ class Supervisor:
             reason=verdict.message if verdict else "",
             hint=verdict.hint if verdict else "",
             phases=generation.spans if generation else (),
+            load=self.plan.model.load,
+            on_demand=self.on_demand,
+            claim_bytes=self._stay.claim or None if self._stay else None,
         )
 
     async def gauges(self) -> Gauges | None:
@@ -151,13 +169,20 @@ class Supervisor:
     def sentence(self) -> str:
         """What a request for the model waits for, or why it need not."""
         if self._holds and self.engine.state is State.READY:
-            return "a new engine starts when the running requests have ended"
+            return self._holds[-1]
         return self.status.sentence()
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether a request brings the model into memory: as its table says, or because vllmd took it out itself."""
+        load = self.plan.model.load
+        return load == "demand" or (load != "manual" and self.engine.evicted)
 
     @property
     def is_hopeless(self) -> bool:
         """Whether nobody need wait for the engine: it comes to nothing by itself, and nobody is about to renew it."""
-        return self.engine.state in (State.FAILED, State.STOPPED) and not self._holds
+        is_away = self.engine.state is State.FAILED or (self.engine.state is State.STOPPED and not self.on_demand)
+        return is_away and not self._holds
 
     @property
     def environment(self) -> Path | None:
@@ -178,6 +203,16 @@ class Supervisor:
     @property
     def _about(self) -> dict[str, object]:
         return about(model=self.name, generation=self.engine.generation)
+
+    def begin(self) -> None:
+        """vllmd has started, or the model has come: it is loaded, if its table says so."""
+        if self.plan.model.load == "start":
+            self.post(Load())
+
+    def want(self) -> None:
+        """A request waits for the model."""
+        if self.plan.model.load != "manual":
+            self.post(Wanted(on_demand=self.plan.model.load == "demand"))
 
     def post(self, event: Event) -> None:
         """Tells the supervisor that something happened, or that somebody wants something."""
@@ -203,24 +238,28 @@ class Supervisor:
         return self.engine.generation > generation and self.engine.state in states
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
-        """No new request gets to the engine for as long as the block lasts."""
-        self._holds += 1
+    def holding(self, why: str = "a new engine starts when the running requests have ended") -> Iterator[None]:
+        """No new request gets to the engine for as long as the block lasts.
+
+        Args:
+            why: is told to those who wait.
+        """
+        self._holds.append(why)
         try:
             yield
         finally:
-            self._holds -= 1
+            self._holds.remove(why)
             self._publish()  # whoever waits for the engine looks again
 
     async def renew(self, plan: Plan) -> None:
         """Runs something else from now on; returns when the old engine has begun to end, or the next one to start.
 
-        A model that was unloaded stays so. One that was given up is tried again.
+        A model that was unloaded stays so; one that sleeps is unloaded. One that was given up is tried again.
         """
         self.plan, before, seen = plan, self.engine, self._feed.last
         if before.state is State.STOPPED:
             return
-        self.post(Restart())
+        self.post(Evict() if before.state is State.ASLEEP else Restart())
         while self.engine.state not in (State.STOPPING, State.STOPPED) and self.engine.generation == before.generation:
             await self._feed.after(seen)
             seen = self._feed.last
@@ -229,7 +268,8 @@ class Supervisor:
         """Goes on with an engine that an earlier vllmd has started, and that suits the plan (`Kept.obstacle`)."""
         assert kept.record is not None, "without one it suits no plan"
         self._kept = kept
-        self.post(Adopted(kept.record.generation, kept.record.was_ready))
+        record = kept.record
+        self.post(Adopted(record.generation, record.was_ready, is_asleep=bool(record.sleep_level)))
 
     def leave(self) -> bool:
         """Lets go of the engine for the next vllmd to adopt; returns False where that cannot be: close it then."""
@@ -249,7 +289,7 @@ class Supervisor:
                 self._take(await self._events.get())
         finally:
             self._timers.clear()
-            for task in (self._probing, self._ending, self._living):
+            for task in (self._probing, self._moving, self._ending, self._living):
                 await cancel(task)
 
     def _take(self, event: Event) -> None:
@@ -267,8 +307,9 @@ class Supervisor:
     def _enter(self, before: Engine) -> None:
         """A new state begins: what the old one was waiting for is off."""
         self._timers.clear()
-        if self._probing:
-            self._probing.cancel()
+        for task in (self._probing, self._moving):
+            if task:
+                task.cancel()
         self._since = time.time()
         if self.engine.state is State.READY and self._generation:
             self._generation.became_ready()
@@ -284,6 +325,10 @@ class Supervisor:
                 self._begin(number, None)
             case Adopt(number):
                 self._begin(number, self._kept)
+            case PutToSleep(level):
+                self._moving = start(self._put_to_sleep(level, self.engine.epoch))
+            case Wake():
+                self._moving = start(self._wake(self.engine.epoch))
             case Terminate():
                 self._living_generation().terminate()
             case Kill(examine):
@@ -300,7 +345,8 @@ class Supervisor:
         self._telling = Telling(self.name, number)
         # Made at once, not by the task: the next effect may be to kill it.
         news = (self._on_progress, self._on_line, self._moved)
-        self._generation = Generation(number, self.plan, *news, self._store, kept, self._provide)
+        self._stay = self._residence.stay(self)
+        self._generation = Generation(number, self.plan, *news, self._store, kept, self._provide, self._stay)
         self._client = EngineClient(self.plan.socket(number))
         self._scraping = Scraping(self._client)
         self._living = start(self._live(self._generation, self._client))
@@ -350,6 +396,23 @@ class Supervisor:
             self.post(ProbeFailed(epoch, f"vllmd made a mistake: {error}"))
         else:
             self.post(ProbeOk(epoch))
+
+    async def _put_to_sleep(self, level: int, epoch: int) -> None:
+        try:
+            await self._living_generation().sleep(self._living_client(), level)
+        except SleepError as error:
+            log.warning("%s: does not sleep, and is unloaded: %s", self.name, error.message, extra=self._about)
+            self.post(SleepFailed(epoch, error.message))
+        else:
+            self.post(Slept(epoch))
+
+    async def _wake(self, epoch: int) -> None:
+        try:
+            await self._living_generation().wake(self._living_client())
+        except SleepError as error:
+            self.post(WakeFailed(epoch, error.message))
+        else:
+            self.post(Woken(epoch))
 
     # ── news from the generation ──
 

@@ -7,7 +7,6 @@ from contextvars import Context
 
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
-from vllmd.lifecycle import Load
 
 
 class Supervisors(Mapping[str, Supervisor]):
@@ -55,11 +54,11 @@ class Supervisors(Mapping[str, Supervisor]):
                     task.cancel()
 
     def add(self, plan: Plan) -> None:
-        """A model that is new; it is loaded, as soon as nothing is alive of an earlier one of its name."""
+        """A model that is new; its life begins as soon as nothing is alive of an earlier one of its name."""
         assert self._group is not None, "models come while all of them run"
         supervisor = self._all[plan.name] = self._make(plan)
         self._start(self._group, supervisor)
-        self._load(plan.name)
+        self._begin(plan.name)
 
     def take_out(self, name: str) -> Supervisor:
         """A model that is served no more: nobody finds it from now on. `end` it when its last call is over."""
@@ -73,12 +72,12 @@ class Supervisors(Mapping[str, Supervisor]):
         self._tasks.pop(supervisor).cancel()
         self._leaving.discard(supervisor)
         if supervisor.name in self._all:
-            self._load(supervisor.name)
+            self._begin(supervisor.name)
 
-    def _load(self, name: str) -> None:
+    def _begin(self, name: str) -> None:
         # Two engines of one name would live in the same directories, where the second one clears away the first.
         if all(each.name != name for each in self._leaving):
-            self._all[name].post(Load())
+            self._all[name].begin()
 
     def _start(self, group: asyncio.TaskGroup, supervisor: Supervisor) -> None:
         # In a context of its own: what it logs is not about the request that may have brought it.

@@ -111,6 +111,7 @@ class Calls:
         self.idle_since = time.monotonic()
         """When the last call ended, in `time.monotonic`'s seconds; of no meaning while one is under way."""
         self._left: asyncio.Event | None = None
+        self._used: dict[str, float] = {}
 
     def under_way(self, call: Call) -> "UnderWay":
         """Counts `call` among those under way for the block; it belongs to the current task.
@@ -140,6 +141,7 @@ class Calls:
         if not self._tasks:
             self._idle.set()
             self.idle_since = time.monotonic()
+        self._used[call.model] = time.monotonic()
         if self._left is not None:  # made only by who waits
             self._left.set()
             self._left = None
@@ -170,8 +172,16 @@ class Calls:
     async def wait_unused(self, model: str) -> None:
         """Returns when no call of `model` runs in its engine."""
         while self.count(model)[0]:
-            self._left = self._left or asyncio.Event()
-            await self._left.wait()
+            await self.left()
+
+    async def left(self) -> None:
+        """Returns when a call has ended, whosever it was."""
+        self._left = self._left or asyncio.Event()
+        await self._left.wait()
+
+    def used_at(self, model: str) -> float:
+        """When the last call of `model` ended, in `time.monotonic`'s seconds; 0 if there was none."""
+        return self._used.get(model, 0.0)
 
     @property
     def is_closed(self) -> bool:

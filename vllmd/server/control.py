@@ -15,7 +15,7 @@ from vllmd.engine.jobs import Jobs
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import NotReady, RequestError
 from vllmd.incident import Incident
-from vllmd.lifecycle import Load, Restart, State, Unload
+from vllmd.lifecycle import Event, Load, Restart, State, Unload
 from vllmd.provisions import JobStatus
 from vllmd.sections import Current
 from vllmd.server.access import IS_STRANGER, identify, require_administrator, why_denied
@@ -33,7 +33,8 @@ from vllmd.statuses import Continued, ModelStatus
 _SETTLED = (State.READY, State.STOPPED, State.FAILED)
 _NUMBER = re.compile("[0-9]{1,18}")
 _EVENTS: dict[type, str] = {ModelStatus: "model", JobStatus: "job", Continued: "continued", Incident: "incident"}
-_ORDERS: dict[str, type[Load] | type[Unload] | type[Restart]] = {"load": Load, "unload": Unload, "restart": Restart}
+_ORDERS: dict[str, Event] = {"load": Load(ordered=True), "unload": Unload(), "restart": Restart()}
+_SICK = (State.UNHEALTHY, State.BACKOFF, State.FAILED)
 
 
 class Control:
@@ -75,13 +76,14 @@ class Control:
         return json_response({"status": "alive"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """200 only while the default model answers with tokens; why it does not is none of a stranger's business."""
+        """200 only while the default model answers with tokens, or would for a request that brings it into memory; why
+        it does not is none of a stranger's business."""
         supervisor = self._supervisors[self._current.config.default_model]
-        if supervisor.client is None and request.get(IS_STRANGER):
+        if supervisor.client or (supervisor.on_demand and supervisor.engine.state not in _SICK):
+            return json_response({"status": "ready", "model": supervisor.name})
+        if request.get(IS_STRANGER):
             raise NotReady("the service is not ready", "a key shows the reason", retry_after_s(supervisor))
-        if supervisor.client is None:
-            raise not_ready(supervisor)
-        return json_response({"status": "ready", "model": supervisor.name})
+        raise not_ready(supervisor)
 
     async def status(self, request: web.Request) -> web.Response:
         """Everything at a glance; of what others have used, only administrators are told."""
@@ -115,6 +117,7 @@ class Control:
             engine_running=gauges.running if gauges else None,
             engine_waiting=gauges.waiting if gauges else None,
             kv_cache_usage=gauges.kv_cache_usage if gauges else None,
+            used_at=_wall_time(self._calls.used_at(supervisor.name)),
         )
 
     async def events(self, request: web.Request) -> web.StreamResponse:
@@ -147,7 +150,7 @@ class Control:
         self._calls.refuse_if_closed()
         name = choose_model(request.match_info["name"], self._supervisors, self._current.config.default_model)
         supervisor, verb = self._supervisors[name], request.match_info["verb"]
-        supervisor.post(_ORDERS[verb]())
+        supervisor.post(_ORDERS[verb])
         if not wait:
             return json_response({"model": name, "watch": routes.EVENTS}, status=202)
         await self._outcome(supervisor, verb)
@@ -162,6 +165,11 @@ class Control:
             raise not_ready(supervisor)
         if verb == "unload" and supervisor.engine.state is not State.STOPPED:
             raise NotReady(f"{supervisor.name} was loaded again meanwhile: {supervisor.status.summary}")
+
+
+def _wall_time(at: float) -> float | None:
+    """Unix seconds of a moment in `time.monotonic`'s; None for one that never was."""
+    return time.time() - time.monotonic() + at if at else None
 
 
 def _last_event_id(request: web.Request) -> int | None:

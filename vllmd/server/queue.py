@@ -166,6 +166,8 @@ class Queue:
     def _admit(self, call: Call, lane: Lane, supervisor: Supervisor) -> Waiting:
         if supervisor.is_hopeless:
             raise not_ready(supervisor)
+        if supervisor.client is None:
+            supervisor.want()
         if not call.may_wait:
             raise self._cannot_wait(call, lane, supervisor)
         if call.sent_at is None:
@@ -269,6 +271,8 @@ class Queue:
         for lane in (Lane(model), Lane(model, bounded=False)):
             while client is not None and (waiting := self._turns.next(lane)):
                 waiting.answer.set_result(client)
+            if client is None and self._turns.is_waited_for(lane):
+                supervisor.want()  # which it may not have heard: it was ready then, and had to go since
             if supervisor.is_hopeless:
                 for waiting in self._turns.clear(lane):
                     waiting.answer.set_result(not_ready(supervisor))

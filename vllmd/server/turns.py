@@ -92,6 +92,10 @@ class Turns(Generic[T]):
         """How many tickets wait."""
         return self._count
 
+    def is_waited_for(self, lane: Lane) -> bool:
+        """Whether any ticket waits in a lane."""
+        return bool(self._lines.get(lane))
+
     def count(self, who: str) -> int:
         """How many tickets of one identity wait."""
         return len(self._own.get(who, ()))

@@ -1,0 +1,216 @@
+"""The engines that have memory, and those that want it: what `residency` decides is found out here, and carried out.
+
+An engine asks for a *stay* before it takes memory, and gives it back at its end. One task looks at all of them whenever
+something has happened, or once a second while somebody waits: how much is free, who waits for whom, who is idle.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from vllmd.about import about
+from vllmd.engine import fitting
+from vllmd.engine.causes import Cause
+from vllmd.engine.feed import Feed
+from vllmd.engine.fit import Answer as Verdicts
+from vllmd.engine.residency import Answer, Bid, Decision, Resident, Rules, decide, left
+from vllmd.engine.stay import Owner, Stay, does_not_fit
+from vllmd.lifecycle import Evict, State, Verdict
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+"""How often memory is looked at while somebody waits for it: nobody tells when it becomes free."""
+
+PAUSE_S = 0.05
+"""Requests that end one after the other are looked at together."""
+
+FREE_WITHIN_S = 20.0
+"""How long memory that others than engines hold is waited for: vLLM would have found out about then."""
+
+LONG_S = 3600.0
+"""As good as for ever, for a timer."""
+
+_FULL = Verdict(
+    Cause.DOES_NOT_FIT,
+    "as many models are in memory as may be, and none of them may be taken out",
+    "unload one of those that are loaded by hand, or raise memory.max_models",
+)
+
+
+class Traffic(Protocol):
+    """The requests (calls.Calls)."""
+
+    def count(self, model: str) -> tuple[int, int]:
+        """How many run in its engine, and how many wait for it."""
+
+    def used_at(self, model: str) -> float:
+        """When the last one ended, in `time.monotonic`'s seconds; 0 if there was none."""
+
+    async def left(self) -> None:
+        """Returns when one has ended."""
+
+
+class Residents:
+    """All stays.
+
+    Args:
+        rules: what the administrator says just now.
+        feed: changes when an engine's state does.
+        traffic: the requests.
+    """
+
+    def __init__(self, rules: Callable[[], Rules], feed: Feed, traffic: Traffic) -> None:
+        self._rules = rules
+        self._feed = feed
+        self._traffic = traffic
+        self._stays: dict[str, Stay] = {}
+        self._count = 0
+        self._has_moved = asyncio.Event()
+
+    def stay(self, owner: Owner) -> Stay:
+        """A new one, for an engine that is about to begin."""
+        self._count += 1
+        stay = Stay(owner, f"{owner.name}#{self._count}", self._moved)
+        self._stays[stay.name] = stay
+        return stay
+
+    def _moved(self, stay: Stay) -> None:
+        if stay.is_over:
+            self._stays.pop(stay.name, None)
+        self._has_moved.set()
+
+    async def run(self) -> None:
+        """Looks after all of them, until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            while True:
+                self._has_moved.clear()
+                bidding = [each for each in self._stays.values() if each.is_bidding]
+                await asyncio.gather(*(each.look() for each in bidding))
+                again_at = self._look(time.monotonic())
+                await self._wait(min(again_at - time.monotonic(), TICK_S if bidding else math.inf), bool(bidding))
+
+    async def _follow(self) -> None:
+        while True:
+            await self._feed.after(self._feed.last)
+            self._has_moved.set()
+
+    async def _wait(self, seconds: float, minds_traffic: bool) -> None:
+        """Until something has happened, or the time is over."""
+        works: list[Coroutine[Any, Any, Any]] = [self._has_moved.wait()]
+        if minds_traffic:
+            works.append(self._traffic.left())
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            await asyncio.wait(tasks, timeout=min(max(seconds, PAUSE_S), LONG_S), return_when=asyncio.FIRST_COMPLETED)
+            if minds_traffic:
+                await asyncio.sleep(PAUSE_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _look(self, now: float) -> float:
+        """Decides, and does what was decided; returns when to look again."""
+        present = [each for each in self._stays.values() if each.is_here]
+        bidding = [each for each in self._stays.values() if each.is_bidding]
+        residents, bids = [self._resident(each, now) for each in present], [self._bid(each) for each in bidding]
+        decision = decide(bids, residents, self._rules(), now)
+        for stay in present:
+            self._see_to(stay, decision)
+        for stay, bid in zip(bidding, bids, strict=True):
+            self._answer(stay, decision.answers[bid.name], left(bid, residents), now)
+        return decision.again_at
+
+    def _resident(self, stay: Stay, now: float) -> Resident:
+        owner, room = stay.owner, stay.room
+        state = owner.engine.state
+        if state is State.READY:
+            stay.ready_at = now if stay.ready_at is None else stay.ready_at
+        elif state is not State.UNHEALTHY:
+            stay.ready_at = None
+        return Resident(
+            stay.name,
+            frozenset(room.names if room else ()),
+            stay.claim,
+            state,
+            running=self._traffic.count(owner.name)[0],
+            ready_at=now if stay.ready_at is None else stay.ready_at,
+            used_at=self._traffic.used_at(owner.name),
+            stays=owner.plan.model.load == "manual",
+            idle_unload_s=owner.plan.model.idle_unload_s,
+            is_gpu=room is not None and room.device == fitting.GPU,
+        )
+
+    def _bid(self, stay: Stay) -> Bid:
+        owner, room = stay.owner, stay.room
+        waiting = self._traffic.count(owner.name)[1]
+        return Bid(
+            stay.name,
+            frozenset(room.names if room else ()),
+            stay.need.claim,
+            stay.need.entry,
+            stay.need.least,
+            room.total if room else 0,
+            room.free + stay.claim if room else 0,
+            stay.since,
+            is_wanted=bool(waiting) or owner.engine.ordered,
+            yields=owner.plan.model.load != "manual" and not stay.claim,
+            is_gpu=room is not None and room.device == fitting.GPU,
+        )
+
+    def _see_to(self, stay: Stay, decision: Decision) -> None:
+        """Holds the requests of an engine that has to go, and tells it to."""
+        if stay.owner.engine.state not in (State.READY, State.ASLEEP):
+            stay.let_in()
+        elif stay.name in decision.closed:
+            stay.shut_out("another model needs its memory, when its running requests have ended")
+            if stay.name in decision.leave and not stay.is_told_to_go:
+                self._turn_out(stay, decision.leave[stay.name])
+        elif not stay.is_told_to_go:
+            stay.let_in()
+
+    def _turn_out(self, stay: Stay, heir: str) -> None:
+        stay.is_told_to_go = True
+        name, why = stay.owner.name, f"for {_model(heir)}" if heir else "as nobody has asked for it for long"
+        level = stay.owner.plan.model.sleep_level if stay.can_sleep else 0
+        log.info("%s: gives its memory back, %s", name, why, extra=about(model=name))
+        stay.owner.post(Evict(level))
+
+    def _answer(self, stay: Stay, answer: Answer, free: int, now: float) -> None:
+        match answer:
+            case Answer.GRANTED:
+                stay.grant()
+            case Answer.YIELDS:
+                log.info("%s: has no room beside the others; it is loaded when somebody asks for it", stay.owner.name)
+                stay.owner.post(Evict())
+            case Answer.SHORT:
+                self._try(stay, free, now)
+            case Answer.FULL:
+                self._be_patient(stay, _FULL, now)
+            case Answer.WAITS:
+                stay.short_since = None
+
+    def _try(self, stay: Stay, free: int, now: float) -> None:
+        """There is too little for comfort, and nobody goes for it: what may be enough is tried."""
+        fit = stay.fit(free)
+        if fit is None or fit.verdict != Verdicts.NO or stay.owner.plan.model.fit != "refuse":
+            stay.grant()
+        else:
+            self._be_patient(stay, does_not_fit(fit), now)
+
+    def _be_patient(self, stay: Stay, verdict: Verdict, now: float) -> None:
+        """Refuses a bid only after a while, since others than engines may give memory back."""
+        if stay.short_since is None:
+            stay.short_since = now
+            name = stay.owner.name
+            log.info("%s: memory is waited for: %s", name, verdict.message, extra=about(model=name))
+        if now >= stay.short_since + FREE_WITHIN_S:
+            stay.refuse(verdict)
+
+
+def _model(name: str) -> str:
+    return name.rpartition("#")[0]

@@ -1,0 +1,258 @@
+"""One engine's time in memory: what it needs, what it has, and how it waits for what it wants.
+
+Nothing is decided here: `residency` does, and `residents` carries it out.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from vllmd.about import about
+from vllmd.engine import fitting
+from vllmd.engine.causes import Cause
+from vllmd.engine.fit import Answer, Need, Question, Room, gib, judge, need
+from vllmd.engine.plan import Plan
+from vllmd.errors import SleepError
+from vllmd.lifecycle import Engine, Event, Verdict
+from vllmd.provisions import Fit
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+"""How often a wait for memory is a sign of life."""
+
+FREED_WITHIN_S = 5.0
+"""How long a driver may take to count the memory of an engine that sleeps as free."""
+
+FREED_PART = 0.5
+"""The part of what an engine has claimed that has to be free when it sleeps: less is no sleep."""
+
+
+class Owner(Protocol):
+    """Whose engine it is (supervisor.Supervisor)."""
+
+    plan: Plan
+    engine: Engine
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+
+    def post(self, event: Event) -> None:
+        """Something is wanted of it."""
+
+    def holding(self, why: str) -> AbstractContextManager[None]:
+        """No new request gets to the engine for as long as the block lasts."""
+
+
+class Stay:
+    """One engine's time in memory: from the wish to start until nothing of it is alive.
+
+    Args:
+        owner: its supervisor.
+        name: tells it from every other.
+        moved: is called whenever something has changed.
+    """
+
+    def __init__(self, owner: Owner, name: str, moved: Callable[["Stay"], None]) -> None:
+        self.owner = owner
+        self.name = name
+        self.need = Need()
+        self.claim = 0
+        """The bytes of each device that it has now, or is about to take."""
+        self.is_here = False
+        """Whether it has memory, or may take it now."""
+        self.is_over = False
+        self.since = 0.0
+        self.short_since: float | None = None
+        self.ready_at: float | None = None
+        self.is_told_to_go = False
+        self._moved = moved
+        self._answer: asyncio.Future[Verdict | None] | None = None
+        self._question: Question | None = None
+        self._device = ""
+        self._holding: ExitStack | None = None
+
+    # ── what a generation calls ──
+
+    async def begin(self, plan: Plan, root: Path, tell: Callable[[], None]) -> Verdict | None:
+        """Waits until there is room; returns why there will be none.
+
+        Args:
+            root: the environment that will serve the model.
+            tell: called once a second meanwhile.
+        """
+        await self._find_out(plan, root)
+        if refusal := self._impossible():
+            return refusal
+        return await self._bid(tell)
+
+    async def inherit(self, plan: Plan, root: Path | None, *, is_asleep: bool) -> None:
+        """It is in memory already, started by an earlier vllmd."""
+        await self._find_out(plan, root or Path())
+        self.is_here, self.claim = True, 0 if is_asleep else self.need.claim
+        self._moved(self)
+
+    async def rest(self, fall_asleep: Callable[[], Awaitable[None]]) -> None:
+        """Puts the engine to sleep, and sees to it that its memory becomes free.
+
+        Raises:
+            SleepError: it does not, or nobody can tell.
+        """
+        before = await self._free()
+        await fall_asleep()
+        freed = await self._freed(before)
+        self.claim = max(0, self.need.claim - freed)
+        log.info("%s: asleep, %s are free for others", self.owner.name, gib(freed), extra=about(model=self.owner.name))
+        self._moved(self)
+
+    async def resume(self, tell: Callable[[], None]) -> None:
+        """Waits until there is room for an engine that wakes. Raises SleepError if there will be none."""
+        self.is_here = False
+        try:
+            if refusal := await self._bid(tell):
+                raise SleepError(refusal.message, refusal.hint)
+        finally:
+            self.is_here = True
+
+    def end(self) -> None:
+        """Nothing of the engine is alive."""
+        self.is_here, self.claim, self.is_over = False, 0, True
+        self.let_in()
+        self._moved(self)
+
+    # ── what the residents ask and do ──
+
+    @property
+    def is_bidding(self) -> bool:
+        """Whether it waits for an answer."""
+        return self._answer is not None and not self._answer.done()
+
+    def grant(self) -> None:
+        """It may take what it needs."""
+        assert self._answer is not None, "it has made a bid"
+        self._warn()
+        self.is_here, self.claim = True, self.need.claim
+        self._answer.set_result(None)
+
+    def refuse(self, verdict: Verdict) -> None:
+        """There will be no room for it."""
+        assert self._answer is not None, "it has made a bid"
+        self._answer.set_result(verdict)
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether its engine was started with sleep mode: vLLM has none on a CPU, and nobody could see it there."""
+        return self._device == fitting.GPU and bool(self.owner.plan.model.sleep_level)
+
+    @property
+    def room(self) -> Room | None:
+        """The memory of its devices, as it was looked at last."""
+        room = self._question.room if self._question else None
+        return room if isinstance(room, Room) else None
+
+    async def look(self) -> None:
+        """Looks at the memory of its devices."""
+        if self._question is not None:
+            room = await fitting.room_of(self.owner.plan, self._device, self._question.wants)
+            self._question = replace(self._question, room=room)
+
+    def _warn(self) -> None:
+        fit, name = self.fit(self.room.free) if self.room else None, self.owner.name
+        if fit and fit.verdict in (Answer.NO, Answer.TIGHT):
+            said = "will not fit" if fit.verdict == Answer.NO else "may not fit"
+            log.warning("%s: the model %s: %s (%s)", name, said, fit.reason, fit.hint, extra=about(model=name))
+
+    def fit(self, free: int) -> Fit | None:
+        """Whether it fits, if so much is free; None where that cannot be judged."""
+        room = self.room
+        return judge(replace(self._question, room=replace(room, free=free))) if self._question and room else None
+
+    def shut_out(self, why: str) -> None:
+        """Holds its new requests."""
+        if self._holding is None:
+            self._holding = ExitStack()
+            self._holding.enter_context(self.owner.holding(why))
+
+    def let_in(self) -> None:
+        """Holds them no longer."""
+        holding, self._holding, self.is_told_to_go = self._holding, None, False
+        if holding:
+            holding.close()
+
+    # ── inside ──
+
+    async def _find_out(self, plan: Plan, root: Path) -> None:
+        """What it needs; nothing is known of a model whose files are nonsense: what cannot be judged is started."""
+        self._device = await asyncio.to_thread(fitting.device_of, plan, root)
+        if plan.model.fit == "off":
+            return
+        try:
+            self._question = await fitting.question_of(plan, root)
+            self.need = need(self._question)
+        except Exception as error:  # whatever stands in a model's files
+            log.warning(
+                "%s: whether the model fits cannot be judged: %s", plan.name, error, extra=about(model=plan.name)
+            )
+
+    def _impossible(self) -> Verdict | None:
+        """Why it cannot start, whoever else gives memory back."""
+        fit = self.fit(self.room.total) if self.room else None
+        is_no = fit is not None and fit.verdict == Answer.NO and self.owner.plan.model.fit == "refuse"
+        return does_not_fit(fit) if fit and is_no else None
+
+    async def _bid(self, tell: Callable[[], None]) -> Verdict | None:
+        self._answer, self.since = asyncio.get_running_loop().create_future(), time.monotonic()
+        self.short_since = None
+        self._moved(self)
+        try:
+            while True:
+                await asyncio.wait([self._answer], timeout=TICK_S)
+                if self._answer.done():
+                    return self._answer.result()
+                tell()
+        finally:
+            self._answer = None
+            self._moved(self)
+
+    async def _free(self) -> int:
+        await self.look()
+        if self.room is None:
+            raise SleepError("nobody says how much memory is free, so that sleep could not be told from a lie")
+        return self.room.free
+
+    async def _freed(self, before: int) -> int:
+        deadline = time.monotonic() + FREED_WITHIN_S
+        while (freed := await self._free() - before) < max(1, FREED_PART * self.need.claim):
+            if time.monotonic() > deadline:
+                raise SleepError(f"the engine says that it sleeps, and {gib(max(0, freed))} became free")
+            await asyncio.sleep(FREED_WITHIN_S / 20)
+        return freed
+
+
+def does_not_fit(fit: Fit) -> Verdict:
+    """Why an engine is not to be started."""
+    return Verdict(Cause.DOES_NOT_FIT, f"the model does not fit: {fit.reason}", fit.hint, fit.permanent)
+
+
+class Residence(Protocol):
+    """Where engines stay (residents.Residents)."""
+
+    def stay(self, owner: Owner) -> Stay:
+        """A stay, for an engine that is about to begin."""
+
+
+class Unbounded:
+    """Memory without end: everybody gets what they want."""
+
+    def stay(self, owner: Owner) -> Stay:
+        """One that is granted at once."""
+        return Stay(owner, owner.name, lambda stay: stay.grant() if stay.is_bidding else None)
+
+
+UNBOUNDED = Unbounded()
