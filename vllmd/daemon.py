@@ -174,9 +174,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         jobs = Jobs(feed)
         settling, environments = _settling(config), Environments(Path(config.paths.state) / "environments")
         library = _library(current, settling, jobs)
-        residents = Residents(
-            lambda: Rules(current.config.memory.max_models, current.config.memory.turn_s), feed, calls
-        )
+        residents = Residents(lambda: _rules(current.config), feed, calls)
         supervisors = _supervisors(current, settling, feed, notifier, library, residents)
         relay = Relay(current, supervisors, feed, calls, accounts, tallies.requests.add, tallies.lag.observe)
         reload = Reload(read, settling.plans, current, supervisors, calls, relay, (accounts, census), notifier)
@@ -266,6 +264,10 @@ def _supervisors(
     return Supervisors(make, settling.plans(current.config))
 
 
+def _rules(config: Config) -> Rules:
+    return Rules(config.memory.max_models, config.memory.turn_s)
+
+
 @contextmanager
 def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
     """SIGTERM, SIGINT and SIGHUP as they come, instead of their default effect."""
@@ -300,8 +302,8 @@ async def _running(
 
 
 async def _tell_systemd(notifier: Notifier, supervisors: Supervisors, current: Current, feed: Feed) -> None:
-    """READY=1 with the first token of the default model, unless that comes only when somebody asks for it; and a STATUS=
-    line for every change."""
+    """READY=1 with the first token of the default model, or without one if it comes only when somebody asks for it; and
+    a STATUS= line for every change."""
     while True:
         supervisor = supervisors[current.config.default_model]
         status = supervisor.status
