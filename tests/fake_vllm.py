@@ -6,7 +6,8 @@
 It runs from here with tests/fake_engine beside it; from a test, `fake_engine.running` starts it and speaks to it.
 What it does was read from recordings of vLLM 0.32.0; tests/engine/test_fake_vllm.py holds it to them. Flags that
 mean something here: --uds or --host/--port, --served-model-name, --max-model-len, --max-num-seqs,
---max-num-queued-reqs, --shutdown-timeout, --sse-keep-alive-interval, --disable-uvicorn-access-log.
+--max-num-queued-reqs, --shutdown-timeout, --sse-keep-alive-interval, --disable-uvicorn-access-log,
+--gpu-memory-utilization, --enable-sleep-mode.
 
 A partial answer (continue_final_message) is gone on with: where it is the beginning of the answer that this engine
 gives, right there, as a sure model does; another one by as many words later ("tokN …"). max_tokens counts what is new;
@@ -55,6 +56,18 @@ start-up knobs when the process starts). The file outlives the process: the next
     FAULT_REQUEST   1       from the n-th generating request of this process on
     FAULT_EXIT              the process dies with it, all streams ending alike: an exit status or a signal's name
     ONCE                    a path: FAULT and START_END strike only the process that can create that file
+    sleep mode (only with VLLM_SERVER_DEV_MODE=1; else 404). Weights that were dropped (level 2) speak only "!" until
+    they are loaded again; what uses memory that is gone kills EngineCore
+    SLEEP           frees   what /sleep does: frees memory; lies: 200, but frees nothing (as in life without the flag
+                            --enable-sleep-mode); hangs; refuses: 500, and requests wait; dies
+    SLEEP_S         0       seconds that it takes once no request runs
+    WAKE            brings  what /wake_up does: brings it back, hangs, refuses, dies; mute: 200, but then no token
+    WAKE_S          0       seconds that it takes
+    RELOAD          brings  what /collective_rpc reload_weights does: brings, hangs, refuses, dies
+    GPUS                    a folder of virtual_gpus.py, where it takes memory of the first GPU of CUDA_VISIBLE_DEVICES;
+                            a start ends with status 1 where that is not free, a wake with 500
+    MEMORY          0       bytes that it takes; 0: --gpu-memory-utilization (0.92) of the GPU
+    RESIDUE         1073741824  bytes of it that it holds also while it sleeps
     ending
     TERM            abort   SIGTERM: abort, drain (as --shutdown-timeout does), ignore, hang
     TERM_DELAY_S    0       seconds from the end of its streams to its exit

@@ -54,11 +54,11 @@ def parse(raw: bytes, needs: str) -> Json:
     except ValueError as error:
         cause, place = getattr(error, "msg", str(error)), getattr(error, "pos", 0)
         more = f", 'ctx': {{'error': '{cause}'}}"
-        raise _invalid("json_invalid", f"body.{place}", "JSON decode error", "<dict of 0 items>", more) from error
+        raise invalid("json_invalid", f"body.{place}", "JSON decode error", "<dict of 0 items>", more) from error
     if not isinstance(body, dict):
-        raise _invalid("model_attributes_type", "body", "Input should be a valid dictionary", body)
+        raise invalid("model_attributes_type", "body", "Input should be a valid dictionary", body)
     if needs and needs not in body:
-        raise _invalid("missing", f"body.{needs}", "Field required", f"<dict of {len(body)} items>")
+        raise invalid("missing", f"body.{needs}", "Field required", f"<dict of {len(body)} items>")
     return body
 
 
@@ -95,16 +95,16 @@ def _check_number(name: str, body: Json, low: float, high: float, rule: str) -> 
     value = body.get(name)
     if isinstance(value, str):
         message = "Input should be a valid number, unable to parse string as a number"
-        raise _invalid("float_parsing", f"body.{name}", message, value)
+        raise invalid("float_parsing", f"body.{name}", message, value)
     if value is not None and not low <= value <= high:
         rule = "non-negative" if name == "temperature" and value < 0 else rule
         facts = f"(parameter={name}, value={float(value)})"
         raise HttpError(400, f"{name} must be {rule}, got {float(value)}. {facts}", param=name)
 
 
-def _invalid(kind: str, place: str, message: str, given: Any, more: str = "") -> HttpError:
+def invalid(kind: str, place: str, message: str, given: Any, more: str = "") -> HttpError:
     """A 400 in pydantic's words."""
-    facts = f"'type': '{kind}', 'loc': '{place}', 'msg': '{message}', 'input': {given!r}{more}"
+    facts = f"'type': '{kind}', 'loc': '{place}', 'msg': {message!r}, 'input': {given!r}{more}"
     return HttpError(400, f"1 validation error:\n  {{{facts}}}", "Bad Request", place)
 
 

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
-from . import routes, startup, tree
+from . import routes, sleeping, startup, tree
 from .answers import HttpError
+from .claim import Claim
 from .dialects import compact
 from .generation import DEAD, Generator
 from .http import Connection, Request
@@ -57,6 +58,8 @@ class Engine:
         loop = asyncio.get_running_loop()
         self._status: asyncio.Future[int] = loop.create_future()
         self._generator = Generator(self._flags, self._controls, self._tree, self._fatal)
+        self._claim = Claim(self._flags, self._controls.now, self._tree.worker or os.getpid())
+        self._sleeper = sleeping.Sleeper(self._flags, self._controls, self._generator, self._claim, self._crash)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         if self._tree.core:
@@ -83,15 +86,24 @@ class Engine:
         if knobs.start_end != "ready" and self._controls.may_strike():
             await self._fail_to_start(knobs.start_end, knobs.start_last)
         await self._tell(lines[cut:], knobs.ready_after_s * (1 - knobs.start_at))
+        self._take_memory()
         startup.flood(knobs.flood)
 
     async def _tell(self, lines: list[str], seconds: float) -> None:
         """Writes the lines, spread over so many seconds."""
         for line in lines:
             startup.say(line)
+            if startup.TAKES_MEMORY in line:
+                self._take_memory()
             await self._pass_time(seconds / len(lines))
         if not lines:
             await self._pass_time(seconds)
+
+    def _take_memory(self) -> None:
+        if obstacle := self._claim.take():
+            startup.say(startup.CORE_ERROR, core=self._tree.core, error=obstacle)
+            startup.say(startup.CORE_FAILED)
+            self._die("1")
 
     async def _pass_time(self, seconds: float) -> None:
         clock = asyncio.get_running_loop().time
@@ -122,6 +134,8 @@ class Engine:
                 await asyncio.Event().wait()
             elif routes.generates(request):
                 await self._generator.serve(request, connection)
+            elif request.path in sleeping.METHODS:
+                connection.respond(*await self._sleeper.answer(request))
             else:
                 connection.respond(*routes.answer(request, self._flags, self._controls.now, self._generator))
         except HttpError as error:
@@ -184,6 +198,9 @@ class Engine:
         if self._server is None:
             startup.say(startup.CORE_FAILED)
             self._die("1")
+        self._crash()
+
+    def _crash(self) -> None:
         self._finish(self._mourn())
 
     async def _mourn(self) -> None:

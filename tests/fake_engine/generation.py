@@ -52,10 +52,16 @@ class Generator:
         self._idle.set()
         self._settled: set[Connection] = set()  # those whose ending is being written
         self._ending: Ending | None = None
+        self._aborted: set[Connection] = set()
+        self._awake, self._none_runs = asyncio.Event(), asyncio.Event()
+        self._awake.set()
+        self._none_runs.set()
+        self._stands_still = self._mute = False
         self._hung = False
         self._number = 0
         self.refusal = ""
-        self.frozen = False
+        self.frozen = self.has_no_weights = False
+        self.memory_is_gone: Callable[[], bool] = lambda: False
         self.running = self.waiting = self.prompt_total = self.generation_total = 0
 
     async def serve(self, request: Request, connection: Connection) -> None:
@@ -73,6 +79,7 @@ class Generator:
         finally:
             self._streams.discard(connection)
             self._settled.discard(connection)
+            self._aborted.discard(connection)
             if not self._streams:
                 self._idle.set()
             self._controls.note("end", number=dialect.job.number, how=how, tokens=dialect.job.sent)
@@ -84,6 +91,33 @@ class Generator:
         for connection in self._streams - self._settled:
             connection.task.cancel()
         return ended
+
+    @property
+    def paused(self) -> bool:
+        """Whether no request begins."""
+        return not self._awake.is_set()
+
+    async def pause(self, mode: str) -> None:
+        """Lets no request begin, and those that run come to their end (mode wait), end (abort) or stand still (keep);
+        returns when none runs, or all stand still."""
+        self._awake.clear()
+        self._stands_still = mode == "keep"
+        if mode == "abort":
+            for connection in self._streams - self._settled:
+                self._aborted.add(connection)
+                connection.task.cancel()
+        if mode != "keep":
+            await self._none_runs.wait()
+
+    def resume(self, *, mute: bool) -> None:
+        """Goes on; without a single token if it is mute."""
+        self._stands_still, self._mute = False, mute
+        self._awake.set()
+
+    async def core_runs(self) -> None:
+        """Waits as long as EngineCore was stopped."""
+        while self._tree.stopped():
+            await self._silence(0.02, None)
 
     @property
     def ended(self) -> bool:
@@ -135,7 +169,8 @@ class Generator:
 
     def _ending_for(self, cause: BaseException, connection: Connection) -> Ending:
         """How a stream that cannot go on ends; a client that has left gets no ending."""
-        ending = cause if isinstance(cause, Ending) else self._ending
+        aborted = Ending("abort") if connection in self._aborted else None
+        ending = cause if isinstance(cause, Ending) else self._ending or aborted
         if connection.gone or not ending:
             raise cause
         self._settled.add(connection)
@@ -162,6 +197,10 @@ class Generator:
         if 0 < self._flags.max_num_queued_reqs <= self.running + self.waiting:
             raise Ending("error:503")
         async with self._turn():
+            if self.memory_is_gone():
+                raise Ending("error:500")
+            if self.has_no_weights:
+                job.tokens = ["!"] * len(job.tokens)
             await self._silence(self._controls.now.prefill_s, body)
             self.prompt_total += job.prompt_tokens
             await self._fate(job, body)
@@ -192,15 +231,26 @@ class Generator:
         """A request's place among the running ones."""
         self.waiting += 1
         try:
-            await self._slots.acquire()
+            await self._slot()
         finally:
             self.waiting -= 1
         self.running += 1
+        self._none_runs.clear()
         try:
             yield
         finally:
             self.running -= 1
+            if not self.running:
+                self._none_runs.set()
             self._slots.release()
+
+    async def _slot(self) -> None:
+        """Waits for a place, and as long as none may begin."""
+        await self._slots.acquire()
+        while self.paused:
+            self._slots.release()
+            await self._awake.wait()
+            await self._slots.acquire()
 
     async def _silence(self, seconds: float, body: Body | None) -> None:
         """Waits, with keep-alive comments if there shall be any; at least lets the others have their turn."""
@@ -222,7 +272,7 @@ class Generator:
 
     def _stuck(self, job: Job) -> bool:
         fault = self._controls.refresh().fault
-        if self.frozen or self._tree.stopped():
+        if self.frozen or self._stands_still or self._mute or self._tree.stopped():
             return True
         self._hung = fault == "hang" and (self._hung or self._due(job))
         return self._hung or (fault == "stall" and self._due(job))

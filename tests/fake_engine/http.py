@@ -23,6 +23,7 @@ class Request:
     path: str
     headers: dict[str, str]
     body: bytes
+    query: str = ""
 
 
 class Connection(asyncio.Protocol):
@@ -110,7 +111,8 @@ class Connection(asyncio.Protocol):
         self._asked = f"{method} {target}"
         chunked = "chunked" in headers.get("transfer-encoding", "")
         body = await self._chunks() if chunked else await self._take(int(headers.get("content-length", 0)))
-        return Request(method, target.partition("?")[0], headers, body)
+        path, _, query = target.partition("?")
+        return Request(method, path, headers, body, query)
 
     async def _chunks(self) -> bytes:
         body = b""

@@ -42,6 +42,14 @@ class Knobs:
     fault_request: int = 1
     fault_exit: str = ""
     once: str = ""
+    sleep: str = "frees"
+    sleep_s: float = 0.0
+    wake: str = "brings"
+    wake_s: float = 0.0
+    reload: str = "brings"
+    gpus: str = ""
+    memory: int = 0
+    residue: int = 1 << 30
     term: str = "abort"
     term_delay_s: float = 0.0
     death_s: float = 0.3
@@ -110,8 +118,8 @@ def control(path: Path, **knobs: Any) -> None:
 def journal(path: Path, event: str = "") -> list[dict[str, Any]]:
     """What the engines with that FAKE_JOURNAL wrote so far, or only its events of one kind (for tests).
 
-    Kinds: start (argv), ready, request (number, path, headers, body), end (number, how, tokens), signal (name), exit
-    (status).
+    Kinds: start (argv), ready, request (number, path, headers, body), end (number, how, tokens), sleep (level, mode),
+    wake (tags), reload, signal (name), exit (status).
     """
     text = path.read_text() if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
@@ -133,6 +141,8 @@ class Flags:
     shutdown_timeout: float = 0.0
     sse_keep_alive_interval: float = 0.0
     disable_uvicorn_access_log: bool = False
+    gpu_memory_utilization: float = 0.92
+    enable_sleep_mode: bool = False
 
     @property
     def address(self) -> str:

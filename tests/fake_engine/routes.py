@@ -75,7 +75,7 @@ def _model(name: str, flags: Flags) -> dict[str, Any]:
 def _metrics(flags: Flags, generator: Generator) -> Answer:
     values = (
         generator.running,
-        generator.waiting,
+        generator.waiting if generator.running or not generator.paused else 0,  # a core at rest tells nothing new
         min(1.0, generator.running / 256),
         generator.prompt_total,
         generator.generation_total,

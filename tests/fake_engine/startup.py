@@ -36,6 +36,9 @@ INFO:     Started server process [{api}]
 INFO:     Waiting for application startup.
 """
 READY = "INFO:     Application startup complete.\n"
+TAKES_MEMORY = "Starting to load model"
+"""At the line that says so it takes its GPU's memory; without such a line, just before it is ready."""
+CORE_ERROR = "(EngineCore pid={core}) ERROR {now} [core.py:1510] {error}\n"
 CORE_FAILED = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
 SHUTDOWN = """\
 (APIServer pid={api}) INFO {now} [launcher.py:304] [shutdown] API server: shutting down FastAPI HTTP server
