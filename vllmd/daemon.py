@@ -15,52 +15,35 @@ from typing import Any, TypeVar
 
 from vllmd import __version__
 from vllmd.config import load, locate
-from vllmd.engine import command
-from vllmd.engine.choices import Choices
+from vllmd.engine import systemd
 from vllmd.engine.environment import ensure
 from vllmd.engine.environments import Environments
-from vllmd.engine.feed import Feed
-from vllmd.engine.jobs import Jobs, Kind
+from vllmd.engine.jobs import Kind
 from vllmd.engine.kept import found
-from vllmd.engine.library import Library
-from vllmd.engine.plan import Plan
-from vllmd.engine.residency import Rules
-from vllmd.engine.residents import Residents
 from vllmd.engine.runtime import exclusive
-from vllmd.engine.settling import Settling
+from vllmd.engine.settling import settling_here
 from vllmd.engine.succession import hand_over, is_followed, take_over
-from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
-from vllmd.engine.variants import look, suited
 from vllmd.errors import ExitStatus, VllmdError, outcome_of
 from vllmd.journal.lines import Format
 from vllmd.journal.setup import logging_to
 from vllmd.notify import Notifier
 from vllmd.passed import passed
-from vllmd.sections import Config, Current
-from vllmd.server.accounts import Accounts
+from vllmd.sections import Config
 from vllmd.server.app import build
-from vllmd.server.calls import Calls
-from vllmd.server.clients import Census
-from vllmd.server.draining import drain, unless_hurried
+from vllmd.server.draining import Signals, drain, unless_hurried
 from vllmd.server.entrance import Doors, serving
 from vllmd.server.idle import until_idle
 from vllmd.server.keyring import open_keyring
-from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
+from vllmd.server.service import Service, compose
 from vllmd.server.sockets import addresses_of, listening
-from vllmd.server.tallies import Tallies
-from vllmd.server.upgrade import Upgrade
-from vllmd.server.versions import Versions
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("/etc/vllmd/vllmd.toml")
-
-STATUS_INTERVAL_S = 5.0
-SETTLED_S = 60.0
 
 OPEN_FILES = 65536
 """As many as the shipped unit allows: a running stream is two of them."""
@@ -117,7 +100,7 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
     if config.environment.path:
         print(f"nothing to install: environment.path is {config.environment.path}")
         return 0
-    settling = _settling(config)
+    settling = settling_here(config, os.environ)
     print(settling.machine.reason)
     settings = settling.of_all(config, settling.choices.now)
     folder = Path(config.paths.state) / "environments"
@@ -162,66 +145,57 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         ConfigError: the file of the keys cannot be used.
         AddressError: a door cannot be opened, or the directories are too deep for the engines' sockets.
     """
-    current, tallies, accounts = Current(config), Tallies(), Accounts(config.limits)
-    feed = Feed(on_change=tallies.lives.note)
-    keyring, census, calls = open_keyring(config.access.keys, os.environ), Census(config.limits), Calls(accounts)
+    keyring = open_keyring(config.access.keys, os.environ)
     with (
         Notifier() as notifier,
         exclusive(Path(config.paths.runtime)),
         listening(config.listen, os.environ, has_keys=keyring is not None) as sockets,
         _signals() as signals,
     ):
-        jobs = Jobs(feed)
-        settling, environments = _settling(config), Environments(Path(config.paths.state) / "environments")
-        library = _library(current, settling, jobs)
-        residents = Residents(lambda: _rules(current.config), feed, calls)
-        supervisors = _supervisors(current, settling, feed, notifier, library, residents)
-        relay = Relay(current, supervisors, feed, calls, accounts, tallies.requests.add, tallies.lag.observe)
-        reload = Reload(read, settling.plans, current, supervisors, calls, relay, (accounts, census), notifier)
-        upgrade = Upgrade(current, settling, environments, supervisors, calls)
-        versions = Versions(current, settling, environments, supervisors, upgrade, jobs)
-        addresses = addresses_of(sockets)
-        app = build(
-            current,
-            supervisors,
-            feed,
-            jobs,
-            versions,
-            library,
-            calls,
-            relay,
-            reload,
-            accounts,
-            keyring,
-            addresses,
-            tallies,
-        )
+        service = compose(config, keyring, notifier, os.environ)
+        reload, addresses = _reload(service, read, notifier), addresses_of(sockets)
+        app = build(service, reload, addresses)
         # Before the doors open: sockets that systemd passes have clients waiting already.
-        await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
-        async with (
-            _running(supervisors, residents, environments, current, feed, notifier),
-            serving(app, sockets, census) as doors,
-        ):
+        await take_over(found(passed(os.environ, os.getpid())), service.supervisors, notifier)
+        async with _running(service, notifier), serving(app, sockets, service.census) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses))
-            await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, jobs, feed))
-            log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
-            notifier.stopping()
-            doors.close_for_good()
-            followed = await is_followed(notifier)
-            staying = _answering(supervisors) if followed else []
-            await drain(calls, doors, current.config.relay.drain_s, signals, staying)
-            reload.close()
-            await jobs.close(Kind.USE)  # which puts back what it has moved
-            # Who signals once more need not wait for the engines either: leaving the block kills them.
-            await unless_hurried(hand_over(supervisors.values(), followed), signals=signals)
-            # Only now: to a start that needs its model the end of the pull would be a failure.
-            await jobs.close()
+            await _until_stopped(signals, reload, _idle(service, doors))
+            await _end(service, reload, doors, notifier, signals)
     log.info("stopped")
 
 
-async def _until_stopped(
-    signals: "asyncio.Queue[signal.Signals]", reload: Reload, idle: Coroutine[Any, Any, None]
-) -> None:
+def _reload(service: Service, read: Callable[[], Config], notifier: Notifier) -> Reload:
+    limited = (service.accounts, service.census)
+    return Reload(
+        read,
+        service.settling.plans,
+        service.current,
+        service.supervisors,
+        service.calls,
+        service.relay,
+        limited,
+        notifier,
+    )
+
+
+async def _end(service: Service, reload: Reload, doors: Doors, notifier: Notifier, signals: Signals) -> None:
+    """Everything ends that was begun, from outside in."""
+    current, calls, supervisors = service.current, service.calls, service.supervisors
+    log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
+    notifier.stopping()
+    doors.close_for_good()
+    followed = await is_followed(notifier)
+    staying = _answering(supervisors) if followed else []
+    await drain(calls, doors, current.config.relay.drain_s, signals, staying)
+    reload.close()
+    await service.jobs.close(Kind.USE)  # which puts back what it has moved
+    # Who signals once more need not wait for the engines either: leaving the block kills them.
+    await unless_hurried(hand_over(supervisors.values(), followed), signals=signals)
+    # Only now: to a start that needs its model the end of the pull would be a failure.
+    await service.jobs.close()
+
+
+async def _until_stopped(signals: Signals, reload: Reload, idle: Coroutine[Any, Any, None]) -> None:
     """Waits for SIGTERM or SIGINT, or until nobody has wanted anything for long; SIGHUP reloads."""
     waiting = asyncio.ensure_future(idle)
     told = asyncio.ensure_future(_obey(signals, reload))
@@ -232,7 +206,7 @@ async def _until_stopped(
         each.result()  # a mistake of ours is no wish to end: systemd shall see it
 
 
-async def _obey(signals: "asyncio.Queue[signal.Signals]", reload: Reload) -> None:
+async def _obey(signals: Signals, reload: Reload) -> None:
     while await signals.get() is signal.SIGHUP:
         try:
             reload.now()
@@ -242,34 +216,8 @@ async def _obey(signals: "asyncio.Queue[signal.Signals]", reload: Reload) -> Non
             log.exception("reload: unforeseen error")
 
 
-def _settling(config: Config) -> Settling:
-    return Settling(Choices(Path(config.paths.state) / "environments.json"), suited(look()), os.environ)
-
-
-def _library(current: Current, settling: Settling, jobs: Jobs) -> Library:
-    paths = current.config.paths
-    around = command.surroundings(os.environ, Path(paths.cache))
-    return Library(jobs, Path(paths.state), around, lambda: settling.plans(current.config))
-
-
-def _supervisors(
-    current: Current, settling: Settling, feed: Feed, notifier: Notifier, library: Library, residents: Residents
-) -> Supervisors:
-    def extend() -> None:
-        notifier.extend(current.config.supervision.startup_stall_s)
-
-    def make(plan: Plan) -> Supervisor:
-        return Supervisor(plan, current.config.supervision, feed, extend, notifier, library.provide, residents)
-
-    return Supervisors(make, settling.plans(current.config))
-
-
-def _rules(config: Config) -> Rules:
-    return Rules(config.memory.max_models, config.memory.turn_s)
-
-
 @contextmanager
-def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
+def _signals() -> Iterator[Signals]:
     """SIGTERM, SIGINT and SIGHUP as they come, instead of their default effect."""
     loop, received = asyncio.get_running_loop(), asyncio.Queue[signal.Signals]()
     for number in SIGNALS:
@@ -282,42 +230,21 @@ def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
 
 
 @asynccontextmanager
-async def _running(
-    supervisors: Supervisors,
-    residents: Residents,
-    environments: Environments,
-    current: Current,
-    feed: Feed,
-    notifier: Notifier,
-) -> AsyncIterator[None]:
-    """Supervisors, the broom, and the conversation with systemd, for as long as the block lasts."""
-    async with supervisors.running() as group:
-        talks = [_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier)]
-        tasks = [group.create_task(work) for work in (residents.run(), _sweep(environments), *talks)]
+async def _running(service: Service, notifier: Notifier) -> AsyncIterator[None]:
+    """Supervisors, what their memory is seen to by, the broom, and the conversation with systemd, for as long as the block lasts."""
+    async with service.supervisors.running() as group:
+        works = [
+            systemd.tell(notifier, service.supervisors, service.current, service.feed),
+            systemd.feed_watchdog(notifier),
+            service.residents.run(),
+            _sweep(service.environments),
+        ]
+        tasks = [group.create_task(work) for work in works]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
-
-
-async def _tell_systemd(notifier: Notifier, supervisors: Supervisors, current: Current, feed: Feed) -> None:
-    """READY=1 with the first token of the default model, or without one if it comes only when somebody asks for it; and
-    a STATUS= line for every change."""
-    while True:
-        supervisor = supervisors[current.config.default_model]
-        status = supervisor.status
-        notifier.status(f"{status.name}: {status.sentence()}")
-        if supervisor.client is not None or supervisor.on_demand or status.load == "manual":
-            notifier.ready()
-        elif not status.is_passing:
-            # Unloaded, or given up: the daemon stays and says why, though systemd still waits for the first token.
-            notifier.extend(SETTLED_S)
-        # What passes is told again now and then, since its age or what is left of it changes.
-        with suppress(TimeoutError):
-            is_settled = status.state == "ready" and not notifier.is_behind
-            async with asyncio.timeout(None if is_settled else STATUS_INTERVAL_S):
-                await feed.after(feed.last)
 
 
 async def _sweep(environments: Environments) -> None:
@@ -328,19 +255,13 @@ async def _sweep(environments: Environments) -> None:
         log.warning("what is left of an installation cannot be cleared away: %s", error)
 
 
-async def _feed_watchdog(notifier: Notifier) -> None:
-    """Signs of life from the event loop; a blocked one gives none."""
-    while (interval_s := notifier.watchdog_interval_s) is not None:
-        notifier.watchdog()
-        await asyncio.sleep(interval_s)
-
-
-async def _idle(config: Config, doors: Doors, calls: Calls, supervisors: Supervisors, jobs: Jobs, feed: Feed) -> None:
+async def _idle(service: Service, doors: Doors) -> None:
     """Returns when vllmd may end because nobody has wanted anything for long: the doors are closed then."""
-    if not config.listen.exit_idle_s or not any(not each.is_stored for each in passed(os.environ, os.getpid())):
+    limit_s = service.current.config.listen.exit_idle_s
+    if not limit_s or not any(not each.is_stored for each in passed(os.environ, os.getpid())):
         await asyncio.Event().wait()
-    await until_idle(config.listen.exit_idle_s, doors, calls, supervisors, jobs, feed)
-    log.info("nobody has asked for anything for %g s", config.listen.exit_idle_s)
+    await until_idle(limit_s, doors, service.calls, service.supervisors, service.jobs, service.feed)
+    log.info("nobody has asked for anything for %g s", limit_s)
 
 
 def _answering(supervisors: Supervisors) -> list[str]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from vllmd.engine.choices import Choices, Chosen, settings
 from vllmd.engine.plan import Plan
-from vllmd.engine.variants import Suited, Variant, requirement
+from vllmd.engine.variants import Suited, Variant, look, requirement, suited
 from vllmd.sections import Config, EnvironmentSettings
 
 
@@ -48,3 +49,8 @@ class Settling:
     def of_all(self, config: Config, chosen: Chosen) -> EnvironmentSettings:
         """What a model runs in that has neither a pin nor a choice of its own."""
         return settings(config.environment, "", chosen.every, self.default(config.environment))
+
+
+def settling_here(config: Config, environ: Mapping[str, str]) -> Settling:
+    """What holds on this machine, by what administrators have chosen on it."""
+    return Settling(Choices(Path(config.paths.state) / "environments.json"), suited(look()), environ)

@@ -1,22 +1,16 @@
 """The route table and the order of the middleware: everything that is served, on one screen."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
 
 from vllmd import routes
-from vllmd.engine.feed import Feed
 from vllmd.engine.incidents import archive_in
-from vllmd.engine.jobs import Jobs
-from vllmd.engine.library import Library
-from vllmd.engine.supervisor import Supervisor
 from vllmd.sections import Current
 from vllmd.server import middleware
 from vllmd.server.accounts import Accounts
 from vllmd.server.admission import OPEN, only_with_a_key
 from vllmd.server.assets import FOLDER, Assets, read
-from vllmd.server.calls import Calls
 from vllmd.server.control import Control
 from vllmd.server.fits import Fits
 from vllmd.server.incidents import Incidents
@@ -27,82 +21,113 @@ from vllmd.server.openai import INFERENCE, OpenAI
 from vllmd.server.openapi import Description
 from vllmd.server.origin import only_known_hosts, shield
 from vllmd.server.prompt import Prompt
-from vllmd.server.relay import Relay
 from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
+from vllmd.server.service import Service
 from vllmd.server.stored import Stored
-from vllmd.server.tallies import Tallies
 from vllmd.server.unambiguous import unambiguous
+from vllmd.server.upgrade import Upgrade
 from vllmd.server.versions import Versions
 from vllmd.server.work import Work
 
 
-def build(
-    current: Current,
-    supervisors: Mapping[str, Supervisor],
-    feed: Feed,
-    jobs: Jobs,
-    versions: Versions,
-    library: Library,
-    calls: Calls,
-    relay: Relay,
-    reload: Reload,
-    accounts: Accounts,
-    keyring: Keyring | None,
-    addresses: tuple[str, ...],
-    tallies: Tallies,
-) -> web.Application:
-    """The application that all doors share."""
-    openai = OpenAI(relay, supervisors, current, accounts)
-    prompt = Prompt(relay, current, accounts)
-    control = Control(current, supervisors, feed, jobs, calls, accounts, addresses)
-    logs = Logs(current, supervisors)
-    work, stored = Work(current, jobs), Stored(current, supervisors, library)
-    requests = Requests(calls, current)
-    assets = Assets(current, dict(read(FOLDER)))
-    incidents = Incidents(current, supervisors.keys(), archive_in(Path(current.config.paths.state)))
+def build(service: Service, reload: Reload, addresses: tuple[str, ...]) -> web.Application:
+    """The application that all doors share.
 
-    app = _guarded(current, keyring, accounts)
+    Args:
+        service: what there is to ask.
+        reload: reads the configuration anew.
+        addresses: where clients come in.
+    """
+    current, supervisors, calls = service.current, service.supervisors, service.calls
+    control = Control(current, supervisors, service.feed, service.jobs, calls, service.accounts, addresses)
+    logs = Logs(current, supervisors)
+
+    app = _guarded(current, service.keyring, service.accounts)
     app.on_response_prepare.extend((middleware.sign, shield, middleware.part_if(calls)))
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
-            *(web.post(path, openai.infer(path)) for path in INFERENCE),
-            web.get(routes.MODELS, openai.models),
-            web.get(routes.MODELS + "/{name:.+}", openai.model),
-            web.post(routes.PROMPT, prompt.prompt),
-            web.post(routes.WORKFLOW_RUNS, prompt.workflow_run),
-            web.get(routes.OPENAPI, Description().serve),
-            web.get(routes.PAGE, assets.index),
-            web.get(routes.PAGE_FILES + "{file:.+}", assets.file),
-            web.get(routes.HEALTH, control.health),
-            web.get(routes.READY, control.ready),
-            web.get(routes.STATUS, control.status),
-            web.get(routes.EVENTS, control.events),
-            web.get(routes.LOGS, logs.lines),
-            web.get(routes.METRICS, Metrics(current, supervisors, calls, tallies).page),
-            web.get(routes.REQUESTS, requests.list),
-            web.get(routes.JOBS, work.list),
-            web.get(routes.JOBS + "/{id:[0-9]+}", work.show),
-            web.delete(routes.JOBS + "/{id:[0-9]+}", work.cancel),
-            web.get(routes.ENVIRONMENTS, versions.list),
-            web.post(routes.ENVIRONMENTS, versions.install),
-            web.post(routes.ENVIRONMENTS + "/{id:[^/]+}/use", versions.use),
-            web.delete(routes.ENVIRONMENTS + "/{id:[^/]+}", versions.remove),
-            web.get(routes.PLAN, reload.plan),
-            web.post(routes.RELOAD, reload.reload),
-            web.get(routes.INCIDENTS, incidents.list),
-            web.get(routes.INCIDENTS + "/{id:.+}", incidents.whole),
-            web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
-            web.get("/api/models/{name:.+}/fit", Fits(current, supervisors).fit),
-            web.post(routes.PULL, stored.pull),
-            web.post(routes.VERIFY, stored.verify),
-            web.get(routes.LOCAL, stored.list),
-            web.delete(routes.LOCAL + "/{name:.+}", stored.remove),
-            web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
+            *_answering(service),
+            *_page(current),
+            *_watching(service, control, logs),
+            *_maintaining(service, reload),
+            *_models(service, control),
         ]
     )
     return app
+
+
+def _answering(service: Service) -> list[web.RouteDef]:
+    openai = OpenAI(service.relay, service.supervisors, service.current, service.accounts)
+    prompt = Prompt(service.relay, service.current, service.accounts)
+    return [
+        *(web.post(path, openai.infer(path)) for path in INFERENCE),
+        web.get(routes.MODELS, openai.models),
+        web.get(routes.MODELS + "/{name:.+}", openai.model),
+        web.post(routes.PROMPT, prompt.prompt),
+        web.post(routes.WORKFLOW_RUNS, prompt.workflow_run),
+    ]
+
+
+def _page(current: Current) -> list[web.RouteDef]:
+    assets = Assets(current, dict(read(FOLDER)))
+    return [
+        web.get(routes.OPENAPI, Description().serve),
+        web.get(routes.PAGE, assets.index),
+        web.get(routes.PAGE_FILES + "{file:.+}", assets.file),
+    ]
+
+
+def _watching(service: Service, control: Control, logs: Logs) -> list[web.RouteDef]:
+    current, supervisors, calls = service.current, service.supervisors, service.calls
+    requests = Requests(calls, current)
+    incidents = Incidents(current, supervisors.keys(), archive_in(Path(current.config.paths.state)))
+    return [
+        web.get(routes.HEALTH, control.health),
+        web.get(routes.READY, control.ready),
+        web.get(routes.STATUS, control.status),
+        web.get(routes.EVENTS, control.events),
+        web.get(routes.LOGS, logs.lines),
+        web.get(routes.METRICS, Metrics(current, supervisors, calls, service.tallies).page),
+        web.get(routes.REQUESTS, requests.list),
+        web.delete(routes.REQUESTS + "/{id:.+}", requests.cancel),
+        web.get(routes.INCIDENTS, incidents.list),
+        web.get(routes.INCIDENTS + "/{id:.+}", incidents.whole),
+    ]
+
+
+def _maintaining(service: Service, reload: Reload) -> list[web.RouteDef]:
+    work, versions = Work(service.current, service.jobs), _versions(service)
+    return [
+        web.get(routes.JOBS, work.list),
+        web.get(routes.JOBS + "/{id:[0-9]+}", work.show),
+        web.delete(routes.JOBS + "/{id:[0-9]+}", work.cancel),
+        web.get(routes.ENVIRONMENTS, versions.list),
+        web.post(routes.ENVIRONMENTS, versions.install),
+        web.post(routes.ENVIRONMENTS + "/{id:[^/]+}/use", versions.use),
+        web.delete(routes.ENVIRONMENTS + "/{id:[^/]+}", versions.remove),
+        web.get(routes.PLAN, reload.plan),
+        web.post(routes.RELOAD, reload.reload),
+    ]
+
+
+def _versions(service: Service) -> Versions:
+    current, settling, environments = service.current, service.settling, service.environments
+    upgrade = Upgrade(current, settling, environments, service.supervisors, service.calls)
+    return Versions(current, settling, environments, service.supervisors, upgrade, service.jobs)
+
+
+def _models(service: Service, control: Control) -> list[web.RouteDef]:
+    stored = Stored(service.current, service.supervisors, service.library)
+    return [
+        web.get("/api/models/{name:.+}/fit", Fits(service.current, service.supervisors).fit),
+        web.post(routes.PULL, stored.pull),
+        web.post(routes.VERIFY, stored.verify),
+        web.get(routes.LOCAL, stored.list),
+        web.delete(routes.LOCAL + "/{name:.+}", stored.remove),
+        web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
+    ]
 
 
 def _guarded(current: Current, keyring: Keyring | None, accounts: Accounts) -> web.Application:

@@ -10,6 +10,9 @@ from vllmd.errors import NotReady
 from vllmd.server.calls import Calls
 from vllmd.server.entrance import Doors
 
+Signals = asyncio.Queue[signal.Signals]
+"""Those that have come, and that nobody has looked at yet."""
+
 CUT_SHORT_S = 5.0
 """Seconds that clients whose calls were cut short get to take the error."""
 
@@ -17,9 +20,7 @@ BACK_AFTER_S = 2
 """When those who could not be served had better ask again."""
 
 
-async def drain(
-    calls: Calls, doors: Doors, drain_s: float, signals: "asyncio.Queue[signal.Signals]", staying: Iterable[str]
-) -> None:
+async def drain(calls: Calls, doors: Doors, drain_s: float, signals: Signals, staying: Iterable[str]) -> None:
     """Lets running calls finish for `drain_s` seconds; a second signal ends the patience.
 
     Args:
@@ -40,9 +41,7 @@ async def _last_calls(calls: Calls, doors: Doors) -> None:
     await calls.wait_idle()
 
 
-async def unless_hurried(
-    *works: Coroutine[Any, Any, None], signals: "asyncio.Queue[signal.Signals]", timeout_s: float | None = None
-) -> None:
+async def unless_hurried(*works: Coroutine[Any, Any, None], signals: Signals, timeout_s: float | None = None) -> None:
     """Waits for all of `works`, but only until another signal to end or the time is up; then they are called off."""
     tasks = [asyncio.ensure_future(work) for work in works]
     hurry = asyncio.ensure_future(_hurry(signals))
@@ -53,7 +52,7 @@ async def unless_hurried(
         each.cancel()
 
 
-async def _hurry(signals: "asyncio.Queue[signal.Signals]") -> None:
+async def _hurry(signals: Signals) -> None:
     """Returns with a signal to end; to read the configuration is too late, and no reason to cut anybody short."""
     while await signals.get() is signal.SIGHUP:
         pass
