@@ -231,7 +231,7 @@ def _signals() -> Iterator[Signals]:
 
 @asynccontextmanager
 async def _running(service: Service, notifier: Notifier) -> AsyncIterator[None]:
-    """Supervisors, what their memory is seen to by, the broom, and the conversation with systemd, for as long as the block lasts."""
+    """Supervisors, residents, the broom, and the conversation with systemd, for as long as the block lasts."""
     async with service.supervisors.running() as group:
         works = [
             systemd.tell(notifier, service.supervisors, service.current, service.feed),

@@ -124,7 +124,9 @@ def _load(engine: Engine, event: Event, policy: Policy) -> Step:
 
 
 def _asked_for(engine: Engine, event: Event) -> Engine:
-    """What an order or a request makes of the past: it is forgotten, and whoever has ordered it waits for it."""
+    """What an order makes of the past: it is forgotten, and whoever has given it waits. A request only asks."""
+    if isinstance(event, Wanted):
+        return replace(engine, evicted=False)
     ordered = isinstance(event, Restart) or (isinstance(event, Load) and event.ordered)
     return replace(engine, crashes=0, ordered=ordered, evicted=False)
 
@@ -180,7 +182,7 @@ def _wanted_later(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _evict(engine: Engine, event: Event, policy: Policy) -> Step:
     assert isinstance(event, Evict)
-    leaving = replace(engine, evicted=True, ordered=False)
+    leaving = replace(engine, crashes=0, evicted=True, ordered=False)
     if engine.state is State.READY and event.level:
         effects = (PutToSleep(event.level), SetTimer(Timer.STALL, policy.stall_s))
         return replace(leaving, state=State.DOZING, after_stop=State.STOPPED), effects
@@ -211,7 +213,7 @@ def _wake(engine: Engine, policy: Policy) -> Step:
 
 
 def _wake_up(engine: Engine, event: Event, policy: Policy) -> Step:
-    return _wake(_asked_for(engine, event), policy) if _comes(engine, event) else (engine, ())
+    return _wake(_asked_for(engine, event), policy)
 
 
 def _woken(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -337,7 +339,7 @@ TRANSITIONS: dict[Key, Row] = {
     (State.DOZING, Unload): Row(_unload_alive, (State.STOPPING,)),
     (State.DOZING, Restart): Row(_restart_alive, (State.STOPPING,)),
     (State.ASLEEP, Load): Row(_wake_up, (State.STARTING,)),
-    (State.ASLEEP, Wanted): Row(_wake_up, (State.STARTING, State.ASLEEP)),
+    (State.ASLEEP, Wanted): Row(_wake_up, (State.STARTING,)),
     (State.ASLEEP, Evict): Row(_evict, (State.STOPPING,)),
     (State.ASLEEP, Exited): Row(_died_asleep, (State.STOPPED,)),
     (State.ASLEEP, Unload): Row(_unload_alive, (State.STOPPING,)),

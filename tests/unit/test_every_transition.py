@@ -17,6 +17,7 @@ from vllmd.lifecycle import (
     Effect,
     Engine,
     Event,
+    Evict,
     Exited,
     Kill,
     Load,
@@ -25,8 +26,11 @@ from vllmd.lifecycle import (
     ProbeFailed,
     ProbeOk,
     Progressed,
+    PutToSleep,
     Restart,
     SetTimer,
+    SleepFailed,
+    Slept,
     Spawn,
     State,
     Terminate,
@@ -34,6 +38,10 @@ from vllmd.lifecycle import (
     TimerFired,
     Unload,
     Verdict,
+    Wake,
+    WakeFailed,
+    Wanted,
+    Woken,
 )
 from vllmd.transitions import TRANSITIONS, Key, step
 
@@ -50,12 +58,14 @@ class World:
         alive: a process exists: from `Spawn` or `Adopt` to `Exited`, whatever the state says.
         timers: set and not yet fired; a change of state clears them.
         probing: a probe is pending; a change of state cancels it.
+        moving: it is being put to sleep or woken; likewise.
     """
 
     engine: Engine
     alive: bool = False
     timers: frozenset[Timer] = frozenset()
     probing: bool = False
+    moving: bool = False
 
     @property
     def shape(self) -> "World":
@@ -89,23 +99,30 @@ def move(world: World, event: Event, policy: Policy) -> Move:
     timers = set(world.timers) - rung if same else set()
     timers |= {effect.timer for effect in effects if isinstance(effect, SetTimer)}
     probing = (same and world.probing and not probed) or any(isinstance(effect, Probe) for effect in effects)
+    moved = isinstance(event, Slept | SleepFailed | Woken | WakeFailed) and event.epoch == world.engine.epoch
+    moving = (same and world.moving and not moved) or any(isinstance(effect, PutToSleep | Wake) for effect in effects)
     gone = isinstance(event, Exited) and event.generation == world.engine.generation
     alive = (world.alive and not gone) or any(isinstance(effect, Spawn | Adopt) for effect in effects)
-    return Move(world, event, effects, World(engine, alive, frozenset(timers), probing))
+    return Move(world, event, effects, World(engine, alive, frozenset(timers), probing, moving))
 
 
 def possible(world: World) -> Iterator[Event]:
     """Everything that can happen next: any wish at any time, an exit only of what is alive, and so on."""
     engine = world.engine
-    yield from (Load(), Unload(), Restart())
+    yield from (Load(), Load(ordered=True), Unload(), Restart(), Wanted(), Wanted(on_demand=True), Evict(), Evict(1))
     yield from (TimerFired(engine.epoch, timer) for timer in sorted(world.timers))
     if world.probing:
         yield from (ProbeOk(engine.epoch), ProbeFailed(engine.epoch, "silence"))
         yield ProbeFailed(engine.epoch, "refused", listens=True, certain=True)
+    if world.moving and engine.state is State.DOZING:
+        yield from (Slept(engine.epoch), SleepFailed(engine.epoch, "it keeps its memory"))
+    if world.moving and engine.state is State.STARTING:
+        yield from (Woken(engine.epoch), WakeFailed(engine.epoch, "HTTP 500"))
     if engine.state is State.STARTING:
         yield Progressed(engine.epoch)
     if engine == Engine():  # before anything else, or never
         yield from (Adopted(7, was_ready=True), Adopted(7, was_ready=False))
+        yield Adopted(7, was_ready=True, is_asleep=True)
     if world.alive:
         yield from (Exited(engine.generation, CRASH), Exited(engine.generation, HOPELESS))
 
@@ -133,6 +150,7 @@ def every_move() -> list[Move]:
 
 WAITS_FOR = {
     State.STARTING: Timer.STALL,
+    State.DOZING: Timer.STALL,
     State.STOPPING: Timer.STOP,
     State.BACKOFF: Timer.BACKOFF,
 }
@@ -147,7 +165,7 @@ def test_an_engine_is_spawned_only_when_nothing_is_alive() -> None:
 
 def test_an_engine_is_adopted_only_when_nothing_is_alive_and_under_its_own_number() -> None:
     adopted = [each for each in every_move() if any(isinstance(effect, Adopt) for effect in each.effects)]
-    assert {each.after.engine.state for each in adopted} == {State.STARTING, State.UNHEALTHY}
+    assert {each.after.engine.state for each in adopted} == {State.STARTING, State.UNHEALTHY, State.ASLEEP}
     for each in adopted:
         assert not each.before.alive, each
         assert isinstance(each.event, Adopted)
@@ -159,7 +177,7 @@ def test_an_adopted_engine_is_not_ready_before_it_has_shown_a_token() -> None:
     for each in every_move():
         if isinstance(each.event, Adopted):
             assert each.after.engine.state is not State.READY, each
-            assert each.after.probing, each
+            assert each.after.probing or each.event.is_asleep, each
 
 
 def test_alive_is_what_the_state_says() -> None:
@@ -169,7 +187,7 @@ def test_alive_is_what_the_state_says() -> None:
 
 def test_only_what_is_alive_is_terminated_killed_or_probed() -> None:
     for each in every_move():
-        if any(isinstance(effect, Terminate | Kill | Probe) for effect in each.effects):
+        if any(isinstance(effect, Terminate | Kill | Probe | PutToSleep | Wake) for effect in each.effects):
             assert each.after.alive, each
 
 
@@ -178,9 +196,13 @@ def test_every_state_that_waits_has_something_that_ends_the_wait() -> None:
         world = each.after
         if timer := WAITS_FOR.get(world.engine.state):
             assert timer in world.timers, each
-        if world.engine.state in (State.STARTING, State.READY, State.UNHEALTHY):
+        if world.engine.state in (State.READY, State.UNHEALTHY):
             assert world.probing, each
-        if world.engine.state in (State.STOPPED, State.FAILED):
+        if world.engine.state is State.STARTING:
+            assert world.probing is not world.moving, each
+        if world.engine.state is State.DOZING:
+            assert world.moving, each
+        if world.engine.state in (State.STOPPED, State.FAILED, State.ASLEEP):
             assert not world.timers, each
             assert not world.probing, each
 
@@ -201,6 +223,38 @@ def test_unload_and_the_exit_of_what_is_alive_end_in_stopped() -> None:
             assert world.engine.crashes == 0, each
 
 
+def test_what_an_administrator_has_unloaded_comes_back_for_nobody_who_only_asks() -> None:
+    for policy in POLICIES:
+        for each in explore(policy):
+            world = move(each.after, Unload(), policy).after
+            if world.alive:
+                world = move(world, Exited(world.engine.generation, CRASH), policy).after
+            assert move(world, Wanted(), policy).after == world, each
+            assert move(world, Wanted(on_demand=True), policy).after.engine.state is State.STARTING, each
+
+
+def test_what_vllmd_has_taken_out_comes_back_for_whoever_asks() -> None:
+    for policy in POLICIES:
+        for each in explore(policy):
+            if isinstance(each.event, Evict) and each.after.engine.state is not each.before.engine.state:
+                world = each.after
+                if world.engine.state is State.DOZING:
+                    world = move(world, Slept(world.engine.epoch), policy).after
+                if world.engine.state is State.STOPPING:
+                    world = move(world, Exited(world.engine.generation, CRASH), policy).after
+                assert world.engine.state in (State.ASLEEP, State.STOPPED), each
+                assert move(world, Wanted(), policy).after.engine.state is State.STARTING, each
+
+
+def test_only_a_ready_engine_is_put_to_sleep_and_only_a_sleeping_one_is_woken() -> None:
+    for each in every_move():
+        if any(isinstance(effect, PutToSleep) for effect in each.effects):
+            assert each.before.engine.state is State.READY, each
+        if any(isinstance(effect, Wake) for effect in each.effects):
+            assert each.before.engine.state in (State.ASLEEP, State.DOZING), each
+            assert each.after.engine.generation == each.before.engine.generation, "it is the same engine"
+
+
 def test_the_epoch_changes_with_the_state_and_only_then() -> None:
     for each in every_move():
         before, after = each.before.engine, each.after.engine
@@ -214,7 +268,7 @@ def test_crashes_never_exceed_the_limit_by_more_than_the_last() -> None:
 
 def test_an_operators_wish_is_never_counted_against_the_engine() -> None:
     for each in every_move():
-        if isinstance(each.event, Load | Unload | Restart) and each.after != each.before:
+        if isinstance(each.event, Load | Unload | Restart | Evict) and each.after != each.before:
             assert each.after.engine.crashes == 0, each
             assert each.after.engine.restarts == each.before.engine.restarts, each
 
@@ -235,12 +289,11 @@ def test_what_is_not_in_the_table_changes_nothing() -> None:
 
 def test_everything_that_can_happen_but_a_needless_wish_has_a_row() -> None:
     missing = {each.key for each in every_move() if each.key not in TRANSITIONS}
-    needless = {
-        (State.STOPPED, Unload),
-        (State.STARTING, Load),
-        (State.READY, Load),
-        (State.UNHEALTHY, Load),
-    }
+    needless = {(state, Load) for state in (State.STARTING, State.READY, State.UNHEALTHY)}
+    # A request brings back what is away and was not given up. An eviction is of what has memory and nothing to do.
+    coming = (State.STARTING, State.READY, State.UNHEALTHY, State.BACKOFF, State.FAILED)
+    needless |= {(state, Wanted) for state in coming}
+    needless |= {(state, Evict) for state in State if state not in (State.STARTING, State.READY, State.ASLEEP)}
     assert missing == needless
 
 
@@ -249,8 +302,12 @@ def test_everything_that_can_happen_but_a_needless_wish_has_a_row() -> None:
 EPOCHS = st.integers(-3, 30)
 VERDICTS = st.sampled_from([CRASH, HOPELESS])
 EVENTS: st.SearchStrategy[Event] = st.one_of(
-    st.sampled_from([Load(), Unload(), Restart()]),
-    st.builds(Adopted, EPOCHS, st.booleans()),
+    st.sampled_from([Load(), Load(ordered=True), Unload(), Restart(), Wanted(), Evict(), Evict(2)]),
+    st.builds(Adopted, EPOCHS, st.booleans(), st.booleans()),
+    st.builds(Slept, EPOCHS),
+    st.builds(SleepFailed, EPOCHS, st.text(max_size=5)),
+    st.builds(Woken, EPOCHS),
+    st.builds(WakeFailed, EPOCHS, st.text(max_size=5)),
     st.builds(Progressed, EPOCHS),
     st.builds(ProbeOk, EPOCHS),
     st.builds(ProbeFailed, EPOCHS, st.text(max_size=5), st.booleans(), st.booleans()),
@@ -266,6 +323,8 @@ ENGINES = st.builds(
     restarts=st.integers(0, 10),
     probe_failures=st.integers(0, 10),
     after_stop=st.sampled_from(State),
+    ordered=st.booleans(),
+    evicted=st.booleans(),
     verdict=st.none() | VERDICTS,
 )
 ANY_POLICY = st.builds(

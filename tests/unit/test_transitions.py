@@ -7,6 +7,7 @@ from vllmd.lifecycle import (
     Effect,
     Engine,
     Event,
+    Evict,
     Exited,
     Kill,
     Load,
@@ -15,8 +16,11 @@ from vllmd.lifecycle import (
     ProbeFailed,
     ProbeOk,
     Progressed,
+    PutToSleep,
     Restart,
     SetTimer,
+    SleepFailed,
+    Slept,
     Spawn,
     State,
     Terminate,
@@ -24,6 +28,10 @@ from vllmd.lifecycle import (
     TimerFired,
     Unload,
     Verdict,
+    Wake,
+    WakeFailed,
+    Wanted,
+    Woken,
 )
 from vllmd.transitions import BACKOFF_JITTER, STARTUP_PROBE_INTERVAL_S, step
 
@@ -33,6 +41,7 @@ Happening = Callable[[Engine], Event]
 POLICY = Policy(
     probe_interval_s=30,
     failure_threshold=3,
+    stall_s=60,
     startup_stall_s=300,
     stop_timeout_s=20,
     stable_after_s=120,
@@ -54,6 +63,34 @@ def unload(engine: Engine) -> Event:
 
 def restart(engine: Engine) -> Event:
     return Restart()
+
+
+def wanted(engine: Engine) -> Event:
+    return Wanted()
+
+
+def evict(engine: Engine) -> Event:
+    return Evict()
+
+
+def to_sleep(engine: Engine) -> Event:
+    return Evict(1)
+
+
+def slept(engine: Engine) -> Event:
+    return Slept(engine.epoch)
+
+
+def sleepless(engine: Engine) -> Event:
+    return SleepFailed(engine.epoch, "it keeps its memory")
+
+
+def woken(engine: Engine) -> Event:
+    return Woken(engine.epoch)
+
+
+def not_woken(engine: Engine) -> Event:
+    return WakeFailed(engine.epoch, "HTTP 500")
 
 
 def progress(engine: Engine) -> Event:
@@ -320,3 +357,70 @@ def test_killing_is_repeated_until_the_exit() -> None:
         KILLED,
         (State.STOPPED, NOTHING),
     ]
+
+
+# ── out of memory and back ──
+
+DOZES: tuple[State, tuple[Effect, ...]] = (State.DOZING, (PutToSleep(1), SetTimer(Timer.STALL, 60)))
+WAKES: tuple[State, tuple[Effect, ...]] = (State.STARTING, (Wake(), SetTimer(Timer.STALL, 300)))
+
+
+def test_an_engine_sleeps_and_wakes_with_a_token() -> None:
+    assert story(load, token, to_sleep, slept, wanted, woken, token)[2:] == [
+        DOZES,
+        (State.ASLEEP, NOTHING),
+        WAKES,
+        (State.STARTING, (Probe(0.0),)),
+        BECAME_READY,
+    ]
+    assert {each.generation for each in lives(load, token, to_sleep, slept, wanted, woken, token)} == {1}
+
+
+def test_who_asks_while_it_falls_asleep_has_it_woken_at_once() -> None:
+    assert story(load, token, to_sleep, wanted, slept)[3:] == [(State.DOZING, NOTHING), WAKES]
+
+
+def test_an_engine_that_does_not_sleep_ends_since_its_memory_is_wanted() -> None:
+    assert story(load, token, to_sleep, sleepless, end)[3:] == [KILLED, (State.STOPPED, NOTHING)]
+    assert story(load, token, to_sleep, rings(Timer.STALL), end)[3:] == [KILLED, (State.STOPPED, NOTHING)]
+    last = lives(load, token, to_sleep, sleepless, end)[-1]
+    assert (last.crashes, last.restarts, last.verdict, last.evicted) == (0, 0, None, True)
+
+
+def test_an_engine_that_does_not_wake_is_replaced() -> None:
+    told = story(load, token, to_sleep, slept, wanted, not_woken, end, rings(Timer.BACKOFF))
+    assert told[-3:] == [REPLACED, backed_off(1), spawned(2)]
+    assert story(load, token, to_sleep, slept, wanted, rings(Timer.STALL), end)[-2:] == [REPLACED, backed_off(1)]
+
+
+def test_an_engine_that_dies_in_its_sleep_is_not_started_for_nobody() -> None:
+    last = lives(load, token, to_sleep, slept, end)[-1]
+    assert (last.state, last.verdict, last.evicted) == (State.STOPPED, CRASH, True)
+    assert story(load, token, to_sleep, slept, end, wanted)[-1] == spawned(2)
+    assert story(load, token, to_sleep, wanted, end)[-1] == backed_off(1), "somebody waits for it: that is a crash"
+
+
+def test_what_is_taken_out_of_memory_is_asked_to_end_and_comes_back_when_wanted() -> None:
+    assert story(load, token, evict, end, wanted)[2:] == [ASKED_TO_END, (State.STOPPED, NOTHING), spawned(2)]
+    assert story(load, token, evict, wanted, end)[2:] == [ASKED_TO_END, (State.STOPPING, NOTHING), spawned(2)]
+    assert story(load, token, unload, end, wanted)[-1] == (State.STOPPED, NOTHING), "an administrator said no"
+    assert story(load, token, evict, end, unload, wanted)[-1] == (State.STOPPED, NOTHING), "and afterwards as well"
+
+
+def test_a_sleeping_engine_can_be_unloaded_and_renewed() -> None:
+    asleep = (load, token, to_sleep, slept)
+    assert story(*asleep, unload, end)[-2:] == [KILLED, (State.STOPPED, NOTHING)]
+    assert story(*asleep, restart, end)[-2:] == [KILLED, spawned(2)]
+    assert story(*asleep, evict, end, wanted)[-3:] == [KILLED, (State.STOPPED, NOTHING), spawned(2)]
+
+
+def test_a_request_forgives_nothing() -> None:
+    crash = (token, end, rings(Timer.BACKOFF))
+    assert lives(load, *crash, wanted)[-1].crashes == 1
+    assert lives(load, end, rings(Timer.BACKOFF), evict, end, wanted)[-1].crashes == 0, "it was not the model's fault"
+
+
+def test_who_has_ordered_a_model_waits_until_it_is_there() -> None:
+    ordered = lives(exactly(Load(ordered=True)), end, rings(Timer.BACKOFF), token)
+    assert [each.ordered for each in ordered] == [True, True, True, False]
+    assert [each.ordered for each in lives(load, token, restart, end, token)] == [False, False, True, True, False]

@@ -17,7 +17,7 @@ from vllmd.engine.causes import Cause
 from vllmd.engine.feed import Feed
 from vllmd.engine.fit import Answer as Verdicts
 from vllmd.engine.residency import Answer, Bid, Decision, Resident, Rules, decide, left
-from vllmd.engine.stay import Owner, Stay, does_not_fit
+from vllmd.engine.stay import Facts, Owner, Stay, does_not_fit
 from vllmd.lifecycle import Evict, State, Verdict
 
 log = logging.getLogger(__name__)
@@ -61,12 +61,14 @@ class Residents:
         rules: what the administrator says just now.
         feed: changes when an engine's state does.
         traffic: the requests.
+        facts: what memory there is, and what is needed.
     """
 
-    def __init__(self, rules: Callable[[], Rules], feed: Feed, traffic: Traffic) -> None:
+    def __init__(self, rules: Callable[[], Rules], feed: Feed, traffic: Traffic, facts: Facts = fitting) -> None:
         self._rules = rules
         self._feed = feed
         self._traffic = traffic
+        self._facts = facts
         self._stays: dict[str, Stay] = {}
         self._count = 0
         self._has_moved = asyncio.Event()
@@ -74,7 +76,7 @@ class Residents:
     def stay(self, owner: Owner) -> Stay:
         """A new one, for an engine that is about to begin."""
         self._count += 1
-        stay = Stay(owner, f"{owner.name}#{self._count}", self._moved)
+        stay = Stay(owner, f"{owner.name}#{self._count}", self._moved, self._facts)
         self._stays[stay.name] = stay
         return stay
 

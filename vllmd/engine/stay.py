@@ -17,6 +17,8 @@ from vllmd.engine import fitting
 from vllmd.engine.causes import Cause
 from vllmd.engine.fit import Answer, Need, Question, Room, gib, judge, need
 from vllmd.engine.plan import Plan
+from vllmd.engine.shape import Unknown
+from vllmd.engine.wants import Wants
 from vllmd.errors import SleepError
 from vllmd.lifecycle import Engine, Event, Verdict
 from vllmd.provisions import Fit
@@ -50,6 +52,19 @@ class Owner(Protocol):
         """No new request gets to the engine for as long as the block lasts."""
 
 
+class Facts(Protocol):
+    """What files and devices say (the module fitting)."""
+
+    def device_of(self, plan: Plan, root: Path | None) -> str:
+        """What the vLLM of an environment serves from: `GPU`, `CPU`, or empty."""
+
+    async def question_of(self, plan: Plan, root: Path | None) -> Question:
+        """What has to be known to say whether a model fits."""
+
+    async def room_of(self, plan: Plan, device: str, wants: Wants) -> Room | Unknown:
+        """The memory of the devices that an engine will have, as it is now."""
+
+
 class Stay:
     """One engine's time in memory: from the wish to start until nothing of it is alive.
 
@@ -57,9 +72,10 @@ class Stay:
         owner: its supervisor.
         name: tells it from every other.
         moved: is called whenever something has changed.
+        facts: what there is, and what is needed.
     """
 
-    def __init__(self, owner: Owner, name: str, moved: Callable[["Stay"], None]) -> None:
+    def __init__(self, owner: Owner, name: str, moved: Callable[["Stay"], None], facts: Facts = fitting) -> None:
         self.owner = owner
         self.name = name
         self.need = Need()
@@ -73,6 +89,7 @@ class Stay:
         self.ready_at: float | None = None
         self.is_told_to_go = False
         self._moved = moved
+        self._facts = facts
         self._answer: asyncio.Future[Verdict | None] | None = None
         self._question: Question | None = None
         self._device = ""
@@ -159,7 +176,7 @@ class Stay:
     async def look(self) -> None:
         """Looks at the memory of its devices."""
         if self._question is not None:
-            room = await fitting.room_of(self.owner.plan, self._device, self._question.wants)
+            room = await self._facts.room_of(self.owner.plan, self._device, self._question.wants)
             self._question = replace(self._question, room=room)
 
     def _warn(self) -> None:
@@ -189,11 +206,11 @@ class Stay:
 
     async def _find_out(self, plan: Plan, root: Path) -> None:
         """What it needs; nothing is known of a model whose files are nonsense: what cannot be judged is started."""
-        self._device = await asyncio.to_thread(fitting.device_of, plan, root)
+        self._device = await asyncio.to_thread(self._facts.device_of, plan, root)
         if plan.model.fit == "off":
             return
         try:
-            self._question = await fitting.question_of(plan, root)
+            self._question = await self._facts.question_of(plan, root)
             self.need = need(self._question)
         except Exception as error:  # whatever stands in a model's files
             log.warning(

@@ -16,7 +16,7 @@ SETTLED_S = 60.0
 async def tell(notifier: Notifier, supervisors: Mapping[str, Supervisor], current: Current, feed: Feed) -> None:
     """READY=1 with the first token of the default model, and a STATUS= line for every change.
 
-    A model that comes only when somebody asks for it is not waited for: the doors are open, which is all there is to say.
+    A model that comes only when somebody asks for it is not waited for: that the doors are open is all there is to say.
     """
     while True:
         supervisor = supervisors[current.config.default_model]
