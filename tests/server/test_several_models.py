@@ -1,13 +1,8 @@
 """Several models in a memory that has room for one: who waits gets it, in turns, and nobody is cut off."""
 
-import asyncio
 from typing import Any
 
-import pytest
-from asking import Door, Exchange
-from conftest import Start
 from daemons import Daemon
-from waiting import until
 
 CHAT = "/v1/chat/completions"
 ONE = {"max_models": 1, "turn_s": 3600}

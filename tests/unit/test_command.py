@@ -127,7 +127,7 @@ def test_a_model_that_was_pulled_is_served_from_where_it_lies_and_nobody_is_aske
     assert argv[:4] == ("/p", "/v", "serve", "/hub/snapshots/1a")
 
     def offline(**how: Any) -> str | None:
-        places = {"directory": Path("/d"), "cache": Path("/c"), "binaries": binaries}
+        places: dict[str, Any] = {"directory": Path("/d"), "cache": Path("/c"), "binaries": binaries}
         return environ({}, Model("acme/m", **how), **places, snapshot=snapshot).get("HF_HUB_OFFLINE")
 
     assert offline() == "1"
@@ -137,3 +137,14 @@ def test_a_model_that_was_pulled_is_served_from_where_it_lies_and_nobody_is_aske
         assert offline(args={flag: "acme/draft"}) is None, flag
     assert offline(args={"tokenizer-mode": "slow", "max-model-len": 8}) == "1"
     assert offline(args={"trust_remote_code": False}) == "1"
+
+
+def test_only_an_engine_that_shall_sleep_has_the_routes_for_it() -> None:
+    places: dict[str, Any] = {"directory": Path("/d"), "cache": Path("/c"), "binaries": Path("/b")}
+    parts: dict[str, Any] = {"python": Path("/p"), "vllm": Path("/v"), "socket": Path("/s")}
+    assert "--enable-sleep-mode" in serve("m", Model("m"), **parts, can_sleep=True)
+    assert environ({}, Model("m"), **places, can_sleep=True)["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "--enable-sleep-mode" not in serve("m", Model("m"), **parts)
+    assert "VLLM_SERVER_DEV_MODE" not in environ({}, Model("m"), **places)
+    said = serve("m", Model("m", args={"enable-sleep-mode": True}), **parts, can_sleep=True)
+    assert said.count("--enable-sleep-mode") == 1

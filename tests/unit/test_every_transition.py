@@ -289,7 +289,7 @@ def test_what_is_not_in_the_table_changes_nothing() -> None:
 
 def test_everything_that_can_happen_but_a_needless_wish_has_a_row() -> None:
     missing = {each.key for each in every_move() if each.key not in TRANSITIONS}
-    needless = {(state, Load) for state in (State.STARTING, State.READY, State.UNHEALTHY)}
+    needless: set[Key] = {(state, Load) for state in (State.STARTING, State.READY, State.UNHEALTHY)}
     # A request brings back what is away and was not given up. An eviction is of what has memory and nothing to do.
     coming = (State.STARTING, State.READY, State.UNHEALTHY, State.BACKOFF, State.FAILED)
     needless |= {(state, Wanted) for state in coming}

@@ -13,15 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmd.engine import checkpoint
-from vllmd.engine.causes import Cause
 from vllmd.engine.checkpoint import Checkpoint, Part, Weights, weigh
-from vllmd.engine.fit import ALLOWANCE, BLOCK, GIB, Answer, Question, Room, judge
-from vllmd.engine.fitting import device_of, fit_of, refusal, room_on
+from vllmd.engine.fit import ALLOWANCE, BLOCK, GIB, Answer, Need, Question, Room, judge, need
+from vllmd.engine.fitting import device_of, fit_of, room_on
 from vllmd.engine.gpu import Card, read_cards
 from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Shape, Unknown, read_shape
 from vllmd.engine.wants import SPACE, Wants, flag, read_wants
-from vllmd.lifecycle import Verdict
 from vllmd.provisions import Fit
 from vllmd.sections import EnvironmentSettings, Model, Paths
 
@@ -472,39 +470,28 @@ SETTINGS = EnvironmentSettings(requirement="vllm==0.33.0")
 PLAN = Plan("m", Model("m"), SETTINGS, Paths(state="/s", runtime="/r", cache="/c"), {})
 
 
-async def test_memory_that_others_hold_is_waited_for() -> None:
-    answers = [Fit("m", Answer.NO, "held", "wait"), Fit("m", Answer.YES)]
-
-    async def ask(plan: Plan, root: Path) -> Fit:
-        return answers.pop(0)
-
-    assert await refusal(PLAN, Path(), ask) is None
-    assert answers == []
-
-
-async def test_a_no_is_final_only_if_nobody_could_free_enough(caplog: pytest.LogCaptureFixture) -> None:
-    async def refused(fit: str, answer: Fit) -> Verdict | None:
-        async def ask(plan: Plan, root: Path) -> Fit:
-            return answer
-
-        return await refusal(replace(PLAN, model=Model("m", fit=fit)), Path(), ask, patience_s=0)
-
-    never, now = Fit("m", Answer.NO, "too big", "buy", permanent=True), Fit("m", Answer.NO, "held", "wait")
-    assert await refused("refuse", never) == Verdict(Cause.DOES_NOT_FIT, "the model does not fit: too big", "buy", True)
-    assert await refused("refuse", now) == Verdict(Cause.DOES_NOT_FIT, "the model does not fit: held", "wait", False)
-    assert caplog.messages == []
-    assert await refused("warn", never) is await refused("refuse", Fit("m", Answer.TIGHT, "close", "less")) is None
-    assert caplog.messages == ["m: the model will not fit: too big (buy)", "m: the model may not fit: close (less)"]
-    assert await refused("off", never) is await refused("refuse", Fit("m", reason="who knows")) is None
-    assert len(caplog.messages) == 2
+def test_what_an_engine_takes_of_a_gpu_is_its_share() -> None:
+    room = Room("GPU", 80 * GIB, 10 * GIB)
+    share = need(question(QWEN, QWEN_NUMBERS, room, length=2048, share=0.5))
+    assert (share.claim, share.entry) == (40 * GIB, 40 * GIB)
+    assert 2 * QWEN_NUMBERS < share.least < 16 * GIB
+    set_aside = need(question(QWEN, QWEN_NUMBERS, room, length=2048, share=0.5, kv_bytes=4 * GIB))
+    assert 18 * GIB < set_aside.claim < 22 * GIB, "less, once it is there; its start wants the whole share all the same"
+    assert set_aside.entry == 40 * GIB
 
 
-async def test_a_mistake_in_the_sum_keeps_no_engine_from_starting(caplog: pytest.LogCaptureFixture) -> None:
-    async def ask(plan: Plan, root: Path) -> Fit:
-        raise ZeroDivisionError("layers of no width")
+def test_what_an_engine_takes_of_main_memory_is_the_sum() -> None:
+    asked = question(SMOL, SMOL_NUMBERS, Room("CPU", 24 * GIB, 20 * GIB), length=2048, kv_bytes=GIB)
+    assert need(asked) == Need(judge(asked).needed_bytes or 0, 0, need(asked).least)
+    assert GIB < need(asked).least < need(asked).claim
 
-    assert await refusal(PLAN, Path(), ask) is None
-    assert "layers of no width" in caplog.text
+
+def test_of_what_is_not_known_nothing_is_claimed() -> None:
+    room = Room("GPU", 80 * GIB, 80 * GIB)
+    assert need(question(QWEN, QWEN_NUMBERS, Unknown("no driver"), length=2048)) == Need()
+    assert need(Question("m", Unknown("no files"), Unknown("no files"), room, Wants(obstacle="it is odd"))) == Need()
+    unread = need(Question("m", Unknown("no files"), Unknown("no files"), room, Wants(share=0.5)))
+    assert unread == Need(40 * GIB, 40 * GIB, 0), "vLLM takes its share whatever the model is"
 
 
 def test_the_version_of_vllm_says_what_it_serves_from(tmp_path: Path) -> None:
@@ -559,12 +546,12 @@ async def test_weights_that_shrink_as_they_are_loaded_are_unknown(
 
 
 def test_the_first_gpus_that_can_be_seen_are_taken() -> None:
-    assert room_of(CARDS) == Room("GPU", 80 * GIB, 80 * GIB)
-    assert room_of(CARDS, "2") == room_of(CARDS, "GPU-2") == Room("GPU", 80 * GIB, 60 * GIB)
-    assert room_of(CARDS, tensor=2) == Room("GPU", 80 * GIB, 70 * GIB)
-    assert room_of(CARDS, pipeline=2) == Room("GPU", 80 * GIB, 80 * GIB)
+    assert room_of(CARDS) == Room("GPU", 80 * GIB, 80 * GIB, ("GPU-0",))
+    assert room_of(CARDS, "2") == room_of(CARDS, "GPU-2") == Room("GPU", 80 * GIB, 60 * GIB, ("GPU-2",))
+    assert room_of(CARDS, tensor=2) == Room("GPU", 80 * GIB, 70 * GIB, ("GPU-0", "GPU-1"))
+    assert room_of(CARDS, pipeline=2) == Room("GPU", 80 * GIB, 80 * GIB, ("GPU-0", "GPU-1"))
     unlike = [Card("GPU-a", 8 * GIB, 8 * GIB), Card("GPU-b", 24 * GIB, 24 * GIB)]
-    assert room_of(unlike) == Room("GPU", 24 * GIB, 24 * GIB)
+    assert room_of(unlike) == Room("GPU", 24 * GIB, 24 * GIB, ("GPU-b",))
 
 
 @pytest.mark.parametrize(("visible", "tensor"), [("", 1), ("7", 1), ("MIG-1", 1), ("0,1", 4), (None, 8), ("all", 1)])

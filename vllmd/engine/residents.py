@@ -29,7 +29,7 @@ PAUSE_S = 0.05
 """Requests that end one after the other are looked at together."""
 
 FREE_WITHIN_S = 20.0
-"""How long memory that others than engines hold is waited for: vLLM would have found out about then."""
+"""How long memory that others hold is waited for: vLLM would have found out about then."""
 
 LONG_S = 3600.0
 """As good as for ever, for a timer."""
@@ -62,13 +62,22 @@ class Residents:
         feed: changes when an engine's state does.
         traffic: the requests.
         facts: what memory there is, and what is needed.
+        patience_s: how long memory that others than engines hold is waited for.
     """
 
-    def __init__(self, rules: Callable[[], Rules], feed: Feed, traffic: Traffic, facts: Facts = fitting) -> None:
+    def __init__(
+        self,
+        rules: Callable[[], Rules],
+        feed: Feed,
+        traffic: Traffic,
+        facts: Facts = fitting,
+        patience_s: float = FREE_WITHIN_S,
+    ) -> None:
         self._rules = rules
         self._feed = feed
         self._traffic = traffic
         self._facts = facts
+        self._patience_s = patience_s
         self._stays: dict[str, Stay] = {}
         self._count = 0
         self._has_moved = asyncio.Event()
@@ -210,7 +219,7 @@ class Residents:
             stay.short_since = now
             name = stay.owner.name
             log.info("%s: memory is waited for: %s", name, verdict.message, extra=about(model=name))
-        if now >= stay.short_since + FREE_WITHIN_S:
+        if now >= stay.short_since + self._patience_s:
             stay.refuse(verdict)
 
 

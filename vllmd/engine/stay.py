@@ -29,7 +29,7 @@ TICK_S = 1.0
 """How often a wait for memory is a sign of life."""
 
 FREED_WITHIN_S = 5.0
-"""How long a driver may take to count the memory of an engine that sleeps as free."""
+"""How long a driver may take to count what an engine has given back."""
 
 FREED_PART = 0.5
 """The part of what an engine has claimed that has to be free when it sleeps: less is no sleep."""
@@ -115,15 +115,19 @@ class Stay:
         self.is_here, self.claim = True, 0 if is_asleep else self.need.claim
         self._moved(self)
 
-    async def rest(self, fall_asleep: Callable[[], Awaitable[None]]) -> None:
+    async def rest(self, fall_asleep: Callable[[], Awaitable[None]], within_s: float = FREED_WITHIN_S) -> None:
         """Puts the engine to sleep, and sees to it that its memory becomes free.
+
+        Args:
+            fall_asleep: returns when the engine says that it sleeps.
+            within_s: how long the driver may then take to count its memory as free.
 
         Raises:
             SleepError: it does not, or nobody can tell.
         """
         before = await self._free()
         await fall_asleep()
-        freed = await self._freed(before)
+        freed = await self._freed(before, within_s)
         self.claim = max(0, self.need.claim - freed)
         log.info("%s: asleep, %s are free for others", self.owner.name, gib(freed), extra=about(model=self.owner.name))
         self._moved(self)
@@ -243,12 +247,12 @@ class Stay:
             raise SleepError("nobody says how much memory is free, so that sleep could not be told from a lie")
         return self.room.free
 
-    async def _freed(self, before: int) -> int:
-        deadline = time.monotonic() + FREED_WITHIN_S
+    async def _freed(self, before: int, within_s: float) -> int:
+        deadline = time.monotonic() + within_s
         while (freed := await self._free() - before) < max(1, FREED_PART * self.need.claim):
             if time.monotonic() > deadline:
                 raise SleepError(f"the engine says that it sleeps, and {gib(max(0, freed))} became free")
-            await asyncio.sleep(FREED_WITHIN_S / 20)
+            await asyncio.sleep(within_s / 20)
         return freed
 
 

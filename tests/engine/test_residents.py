@@ -1,0 +1,328 @@
+"""Engines ask for memory, wait for it, are told why there is none, and are made to give it back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from waiting import until
+
+from vllmd.engine.causes import Cause
+from vllmd.engine.checkpoint import Part, Weights
+from vllmd.engine.feed import Feed
+from vllmd.engine.fit import GIB, Question, Room
+from vllmd.engine.plan import Plan
+from vllmd.engine.residency import Rules
+from vllmd.engine.residents import Residents
+from vllmd.engine.shape import Shape, Unknown, read_shape
+from vllmd.engine.stay import Stay
+from vllmd.engine.wants import Wants
+from vllmd.errors import SleepError
+from vllmd.lifecycle import Engine, Event, Evict, State
+from vllmd.sections import EnvironmentSettings, Model, Paths
+from vllmd.statuses import ModelStatus
+
+SHAPE = read_shape(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "max_position_embeddings": 2048,
+    }
+)
+
+
+class Owner:
+    """A supervisor that does as it is told, and keeps what it was told."""
+
+    def __init__(self, name: str, **model: object) -> None:
+        about = Model("m", **model)  # type: ignore[arg-type]
+        self.plan = Plan(name, about, EnvironmentSettings(), Paths(state="/s", runtime="/r", cache="/c"), {})
+        self.engine = Engine(State.STARTING)
+        self.told: list[Event] = []
+        self.holds = 0
+        self.stay: Stay | None = None
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    def post(self, event: Event) -> None:
+        self.told.append(event)
+
+    @contextmanager
+    def holding(self, why: str) -> Iterator[None]:
+        self.holds += 1
+        yield
+        self.holds -= 1
+
+
+class World:
+    """One GPU, and the requests."""
+
+    def __init__(self, patience_s: float) -> None:
+        self.total = self.free = 80 * GIB
+        self.weights = 10
+        self.running: dict[str, int] = {}
+        self.waiting: dict[str, int] = {}
+        self.used: dict[str, float] = {}
+        self.device = "GPU"
+        self.broken = False
+        self.feed = Feed()
+        self.rules = Rules()
+        self._left = asyncio.Event()
+        self.residents = Residents(lambda: self.rules, self.feed, self, self, patience_s)
+
+    # ── what files and devices say ──
+
+    def device_of(self, plan: Plan, root: Path | None) -> str:
+        return self.device
+
+    async def question_of(self, plan: Plan, root: Path | None) -> Question:
+        if self.broken:
+            raise ZeroDivisionError("layers of no width")
+        wants = Wants(share=float(str(plan.model.flag("gpu-memory-utilization") or 0.5)))
+        assert isinstance(SHAPE, Shape)
+        weights = Weights(Part(self.weights * GIB // 2), Part(self.weights * GIB // 2))
+        return Question(plan.name, weights, SHAPE, await self.room_of(plan, self.device, wants), wants)
+
+    async def room_of(self, plan: Plan, device: str, wants: Wants) -> Room | Unknown:
+        return Room(device, self.total, self.free, ("GPU-0",)) if device else Unknown("nobody knows")
+
+    # ── the requests ──
+
+    def count(self, model: str) -> tuple[int, int]:
+        return self.running.get(model, 0), self.waiting.get(model, 0)
+
+    def used_at(self, model: str) -> float:
+        return self.used.get(model, 0.0)
+
+    async def left(self) -> None:
+        await self._left.wait()
+
+    def changed(self) -> None:
+        """Whatever has happened is looked at."""
+        self._left.set()
+        self._left = asyncio.Event()
+        self.feed.publish(ModelStatus("any"))
+
+    # ── engines ──
+
+    async def loaded(self, name: str, share: float = 0.5, **model: object) -> Owner:
+        """An engine that is ready, and holds its share."""
+        owner = Owner(name, args={"gpu-memory-utilization": share}, **model)
+        owner.stay = self.residents.stay(owner)
+        assert await self.begin(owner) is None
+        self.free -= owner.stay.claim
+        self.turns(owner, State.READY)
+        return owner
+
+    def bids(self, owner: Owner) -> "asyncio.Task[object]":
+        owner.stay = self.residents.stay(owner)
+        return asyncio.create_task(self.begin(owner))
+
+    async def begin(self, owner: Owner) -> object:
+        assert owner.stay is not None
+        return await asyncio.wait_for(owner.stay.begin(owner.plan, Path(), lambda: None), 30)
+
+    def turns(self, owner: Owner, state: State) -> None:
+        owner.engine = replace(owner.engine, state=state)
+        self.changed()
+
+
+@asynccontextmanager
+async def world(patience_s: float = 20) -> AsyncIterator[World]:
+    there = World(patience_s)
+    task = asyncio.create_task(there.residents.run())
+    try:
+        yield there
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled(), task.exception()
+
+
+async def test_whoever_waits_for_a_model_has_the_idle_one_make_room_for_it() -> None:
+    async with world() as there:
+        a, b = await there.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
+        there.waiting["b"] = 1
+        start = there.bids(b)
+        await until(lambda: bool(a.told), "a to be told to go")
+        assert a.told == [Evict(0)]
+        assert a.holds == 1, "and no new request gets to it meanwhile"
+        there.turns(a, State.STOPPING)
+        await until(lambda: not a.holds, "its requests to be let on: it is known to be going")
+        assert not start.done()
+        there.free = there.total
+        assert a.stay is not None
+        a.stay.end()
+        assert await start is None
+        assert b.stay is not None
+        assert b.stay.claim == pytest.approx(0.6 * there.total, abs=1)
+
+
+async def test_requests_that_run_are_waited_for_and_new_ones_held() -> None:
+    async with world() as there:
+        there.rules = Rules(turn_s=0)
+        a, b = await there.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
+        there.running["a"] = there.waiting["b"] = 1
+        start = there.bids(b)
+        await until(lambda: a.holds == 1, "a to take no more requests")
+        assert a.told == []
+        there.running["a"] = 0
+        there.changed()
+        await until(lambda: a.told == [Evict(0)], "a to be told to go")
+        start.cancel()
+
+
+async def test_who_need_not_go_any_more_serves_on() -> None:
+    async with world() as there:
+        there.rules = Rules(turn_s=0)
+        a, b = await there.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
+        there.running["a"] = there.waiting["b"] = 1
+        start = there.bids(b)
+        await until(lambda: a.holds == 1, "a to take no more requests")
+        there.waiting["b"] = 0  # its client has left
+        there.changed()
+        await until(lambda: a.holds == 0, "a to take requests again")
+        assert a.told == []
+        await until(lambda: b.told == [Evict()], "nobody waits for b: it is loaded when somebody does")
+        start.cancel()
+
+
+async def test_a_hold_lasts_until_the_engine_has_heard_that_it_goes() -> None:
+    """Else a request could come to it in the moment between, and be cut off."""
+    async with world() as there:
+        a, b = await there.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
+        there.waiting["b"] = 1
+        start = there.bids(b)
+        await until(lambda: bool(a.told), "a to be told to go")
+        there.waiting["b"] = 0
+        start.cancel()
+        for _ in range(5):
+            there.changed()
+            await asyncio.sleep(0.1)
+        assert (a.holds, a.told) == (1, [Evict(0)])
+        there.turns(a, State.STOPPING)
+        await until(lambda: a.holds == 0, "a to be going")
+
+
+async def test_an_engine_that_can_sleep_sleeps_and_holds_what_it_did_not_give_back() -> None:
+    async with world() as there:
+        a = await there.loaded("a", 0.6, sleep_level=1)
+        b = Owner("b", args={"gpu-memory-utilization": 0.6})
+        there.waiting["b"] = 1
+        start = there.bids(b)
+        await until(lambda: a.told == [Evict(1)], "a to be put to sleep")
+        there.turns(a, State.DOZING)
+        assert a.stay is not None
+        claimed = a.stay.claim
+
+        async def fall_asleep() -> None:
+            there.free += claimed - GIB
+
+        await a.stay.rest(fall_asleep)
+        assert a.stay.claim == GIB
+        there.turns(a, State.ASLEEP)
+        assert await start is None
+
+
+async def test_sleep_that_frees_nothing_is_none() -> None:
+    async with world() as there:
+        a = await there.loaded("a", 0.6, sleep_level=1)
+        assert a.stay is not None
+
+        async def lie() -> None:
+            there.free += GIB
+
+        with pytest.raises(SleepError, match=r"says that it sleeps, and 1\.00 GiB became free"):
+            await a.stay.rest(lie, 0.2)
+        there.device = ""
+        with pytest.raises(SleepError, match="nobody says"):
+            await (await there.loaded("b")).stay.rest(lie, 0.2)  # type: ignore[union-attr]
+
+
+async def test_a_sleeper_waits_for_its_memory_like_any_start() -> None:
+    async with world() as there:
+        a = await there.loaded("a", 0.6, sleep_level=1)
+        assert a.stay is not None
+        a.stay.claim, there.free = 0, there.total
+        there.turns(a, State.ASLEEP)
+        b = await there.loaded("b", 0.6)
+        there.waiting["a"] = 1
+        there.turns(a, State.STARTING)
+        waking = asyncio.create_task(a.stay.resume(lambda: None))
+        await until(lambda: bool(b.told), "b to make room")
+        assert not waking.done()
+        there.free = there.total
+        assert b.stay is not None
+        b.stay.end()
+        await waking
+        assert a.stay.claim == pytest.approx(0.6 * there.total, abs=1)
+
+
+async def test_what_can_never_fit_is_refused_at_once_and_moves_nobody() -> None:
+    async with world() as there:
+        a = await there.loaded("a", 0.6)
+        there.weights, there.waiting["b"] = 100, 1
+        refusal = await there.bids(Owner("b"))
+        assert getattr(refusal, "permanent", None) is True
+        assert getattr(refusal, "cause", "") == Cause.DOES_NOT_FIT
+        assert a.told == []
+
+
+async def test_who_does_not_believe_the_sum_may_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    async with world() as there:
+        there.weights = 100
+        assert await there.bids(Owner("a", fit="warn")) is None
+        assert "a: the model will not fit: the weights take 100.00 GiB" in caplog.text
+    async with world() as there:
+        there.weights, there.free = 100, 0
+        assert await there.bids(Owner("a", fit="off")) is None
+
+
+async def test_memory_that_others_hold_is_waited_for_and_then_refused() -> None:
+    async with world(patience_s=0.5) as there:
+        there.free = 5 * GIB
+        refusal = await there.bids(Owner("a"))
+        assert getattr(refusal, "permanent", None) is False
+        assert "10.00 GiB" in getattr(refusal, "message", "")
+        start = there.bids(Owner("a"))
+        there.free = there.total
+        assert await start is None
+
+
+async def test_what_may_be_enough_is_tried_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    async with world() as there:
+        there.free = 30 * GIB
+        assert await there.bids(Owner("a")) is None
+        assert "a: the model may not fit: the engine asks for 40.00 GiB" in caplog.text
+
+
+async def test_a_mistake_in_the_sum_keeps_no_engine_from_starting(caplog: pytest.LogCaptureFixture) -> None:
+    async with world() as there:
+        there.broken = True
+        assert await there.bids(Owner("a")) is None
+        assert "layers of no width" in caplog.text
+
+
+async def test_more_models_than_may_be_are_refused_where_those_that_are_there_stay() -> None:
+    async with world(patience_s=0.2) as there:
+        there.rules = Rules(max_models=1)
+        a = await there.loaded("a", 0.3, load="manual")
+        there.waiting["b"] = 1
+        assert "memory.max_models" in getattr(await there.bids(Owner("b")), "hint", "")
+        assert a.told == []
+
+
+async def test_an_idle_model_goes_by_itself_and_one_that_is_used_does_not() -> None:
+    async with world() as there:
+        a = await there.loaded("a", 0.3, idle_unload_s=0.3)
+        b = await there.loaded("b", 0.3, idle_unload_s=0.3)
+        there.running["b"] = 1
+        await until(lambda: a.told == [Evict(0)], "a to go")
+        assert b.told == []
