@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,10 +108,10 @@ class Service:
         how: as for `Daemon`.
     """
 
-    def __init__(self, manager: Manager, **how: Any) -> None:
+    def __init__(self, manager: Manager, make: Callable[..., Daemon] = Daemon, **how: Any) -> None:
         self.manager = manager
         environ = {"NOTIFY_SOCKET": manager.address, "FDSTORE": "64", **how.pop("environ", {})}
-        self.daemon = Daemon(environ=environ, **how)
+        self.daemon = make(environ=environ, **how)
         self._answer_systemctl()
         self._sockets = [socket.socket(), socket.socket(socket.AF_UNIX)]
         tcp, unix = self._sockets
