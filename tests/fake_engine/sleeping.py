@@ -7,7 +7,7 @@ comes while a sleep still waits for requests lets go on what will lose its memor
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
@@ -57,16 +57,29 @@ class Sleeper:
             return WRONG_METHOD
         if self._generator.refusal:
             raise HttpError(500, self._generator.refusal, "InternalServerError")
-        serve: Callable[[Request], Awaitable[Any]] = getattr(self, f"_{request.path.lstrip('/')}")
-        order = asyncio.ensure_future(serve(request))
+        order = asyncio.create_task(self._carry_out(request))
         self._orders.add(order)
-        order.add_done_callback(self._orders.discard)
+        order.add_done_callback(self._done)
         return 200, compact(await asyncio.shield(order)), JSON
+
+    async def _carry_out(self, request: Request) -> dict[str, Any]:
+        match request.path:
+            case "/sleep":
+                return await self._sleep(parse_qs(request.query))
+            case "/wake_up":
+                return await self._wake_up(parse_qs(request.query).get("tags"))
+            case "/collective_rpc":
+                return await self._collective_rpc(_method(request.body))
+        return await self._is_sleeping()
+
+    def _done(self, order: asyncio.Task[Any]) -> None:
+        self._orders.discard(order)
+        if not order.cancelled():
+            order.exception()  # whoever wanted to know may have left
 
     # ── the routes ──
 
-    async def _sleep(self, request: Request) -> dict[str, Any]:
-        query = parse_qs(request.query)
+    async def _sleep(self, query: dict[str, list[str]]) -> dict[str, Any]:
         level, mode = _level(query.get("level", ["1"])[-1]), _mode(query.get("mode", ["abort"])[-1])
         self._controls.note("sleep", level=level, mode=mode)
         await self._generator.pause(mode)
@@ -77,8 +90,7 @@ class Sleeper:
                 self._fall_asleep(level, knobs.sleep)
         return {"status": "sleeping", "level": level}
 
-    async def _wake_up(self, request: Request) -> dict[str, Any]:
-        tags = parse_qs(request.query).get("tags")
+    async def _wake_up(self, tags: list[str] | None) -> dict[str, Any]:
         self._controls.note("wake", tags=tags)
         async with self._busy():
             knobs = self._controls.now
@@ -90,12 +102,11 @@ class Sleeper:
                 self._generator.resume(mute=knobs.wake == "mute")
         return {"status": "sleeping" if self._asleep else "awake", "tags": tags}
 
-    async def _is_sleeping(self, request: Request) -> dict[str, Any]:
+    async def _is_sleeping(self) -> dict[str, Any]:
         async with self._busy():
             return {"is_sleeping": self._generator.paused or bool(self._asleep)}
 
-    async def _collective_rpc(self, request: Request) -> dict[str, Any]:
-        method = _method(request.body)
+    async def _collective_rpc(self, method: str) -> dict[str, Any]:
         async with self._busy():
             if method != "reload_weights":
                 raise HttpError(500, NO_METHOD.format(method), "InternalServerError")
