@@ -130,7 +130,7 @@ class World:
         return await asyncio.wait_for(owner.stay.begin(owner.plan, Path(), lambda: None), 30)
 
     def turns(self, owner: Owner, state: State) -> None:
-        owner.engine = replace(owner.engine, state=state)
+        owner.engine = replace(owner.engine, state=state, epoch=owner.engine.epoch + 1)
         self.changed()
 
 

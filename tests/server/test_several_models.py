@@ -217,7 +217,7 @@ async def test_a_model_that_is_never_idle_lets_another_in_and_cuts_nobody_off() 
 async def test_a_client_that_leaves_moves_nobody() -> None:
     with pair() as daemon:
         daemon.control(tokens=1000, tokens_per_s=10)
-        busy = await (await daemon.unix.open(CHAT, {**said("a"), "stream": True})).until(b"tok1 ")
+        busy = await (await daemon.unix.open(CHAT, {**said("a"), "stream": True})).until(b"tok2")
         waiting = await daemon.unix.open(CHAT, {**said("b"), "stream": True})
         await until(lambda: "waiting for memory" in daemon.model("b").summary, "b to wait for memory")
         await waiting.leave()

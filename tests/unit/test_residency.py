@@ -53,7 +53,7 @@ def test_what_fits_beside_the_others_comes_in() -> None:
 
 def test_what_is_free_and_what_is_claimed_both_count() -> None:
     """A model that loads has not taken its memory yet; and others than engines hold memory that nobody claims."""
-    assert answer(bid(claim=60, free=80), here("a", 40, stays=True)) is Answer.SHORT
+    assert answer(bid(claim=60, free=80), here("a", 40, stays=True)) is Answer.HELD
     assert answer(bid(claim=60, free=50)) is Answer.SHORT
     cpu: dict[str, Any] = {"is_gpu": False}
     loading = here("a", 20, State.STARTING, **cpu)
@@ -70,10 +70,12 @@ def test_of_what_nobody_knows_the_size_there_is_always_room() -> None:
     assert answer(bid(claim=0, free=0), here("a", 80)) is Answer.GRANTED
 
 
-def test_one_start_at_a_time_measures_what_a_gpu_has_left() -> None:
-    starting = here("a", 30, State.STARTING)
-    assert answer(bid(claim=30), starting) is Answer.WAITS
-    assert answer(bid(claim=30, devices=OTHER), starting) is Answer.GRANTED
+def test_on_a_gpu_one_thing_happens_at_a_time() -> None:
+    for state in (State.STARTING, State.STOPPING, State.DOZING):
+        changing = here("a", 30, state)
+        assert answer(bid(claim=30), changing) is Answer.WAITS, state
+        assert answer(bid(claim=30, devices=OTHER), changing) is Answer.GRANTED, state
+        assert answer(bid(claim=30, is_gpu=False), here("a", 30, state, is_gpu=False)) is Answer.GRANTED, state
     two = decided(bid("new", 30), bid("next", 30, since=NOW + 1))
     assert two.answers == {"new": Answer.GRANTED, "next": Answer.WAITS}
 
@@ -110,7 +112,7 @@ def test_never_used_means_used_when_it_became_ready() -> None:
 
 def test_nobody_goes_in_vain() -> None:
     assert decided(bid(claim=60, free=10), here("a", 30), here("b", 40, stays=True)).leave == {}
-    assert answer(bid(claim=60, free=10), here("a", 30), here("b", 40, stays=True)) is Answer.SHORT
+    assert answer(bid(claim=60, free=10), here("a", 30), here("b", 40, stays=True)) is Answer.HELD
     assert decided(bid(claim=70, free=10), here("a", 30, devices=OTHER)).leave == {}
 
 
@@ -118,7 +120,7 @@ def test_nobody_goes_for_what_nobody_waits_for() -> None:
     idle = decided(bid(is_wanted=False, free=40), here("a"))
     assert idle.answers == {"new": Answer.YIELDS}
     assert idle.leave == {}
-    assert answer(bid(is_wanted=False, free=40, yields=False), here("a")) is Answer.SHORT, "it is not to be withdrawn"
+    assert answer(bid(is_wanted=False, free=40, yields=False), here("a")) is Answer.HELD, "it is not to be withdrawn"
     assert answer(bid(is_wanted=False, free=40)) is Answer.SHORT, "no engine holds it, so that waiting may help"
 
 
@@ -200,7 +202,9 @@ def test_an_idle_one_goes_when_its_time_is_over() -> None:
     resident = here("a", idle_unload_s=60, used_at=NOW - 50)
     assert decided(resident).again_at == NOW + 10
     assert decided(resident, now=NOW + 10).leave == {"a": ""}
-    assert decided(replace(resident, running=1), now=NOW + 1000) == Decision()
+    assert decided(replace(resident, running=1), now=NOW + 1000) == Decision(again_at=NOW + 1060)
+    busy_gpu = decided(resident, here("b", state=State.STARTING), now=NOW + 10)
+    assert busy_gpu.leave == {}, "a start that sees memory become free ends"
     assert decided(replace(resident, stays=True), now=NOW + 1000) == Decision()
     assert decided(replace(resident, state=State.STARTING), now=NOW + 1000) == Decision()
 

@@ -4,7 +4,8 @@ An engine that is about to take memory makes a *bid*. Engines that have some, or
 rules keep it fair, and keep models from chasing each other out of memory:
 
 Room.  A bid is granted when every device has room for it, by its own count of what is free and by the sum of what the
-residents claim. On a GPU one start waits for another to end, because vLLM measures there what is left.
+residents claim. On a GPU one thing happens at a time: vLLM measures there what a start takes and what sleep frees, and
+ends if others take or free memory meanwhile.
 
 Least recently used.  Only what somebody waits for makes others go: idle ones, the longest unused first. One with
 running requests never goes. A bid that nobody waits for, and that has no room beside others, is withdrawn.
@@ -27,7 +28,7 @@ from vllmd.lifecycle import State
 LINGER_S = 1.0
 """Seconds without a request after which a resident counts as idle, where others wait for its memory."""
 
-_GOING = frozenset({State.STOPPING, State.DOZING})
+_GOING = (State.STOPPING, State.DOZING)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ class Answer(StrEnum):
     WAITS = "waits"
     YIELDS = "yields"
     SHORT = "short"
-    """There is too little, and nobody can be made to go for it: only others could free it."""
+    """There is too little for comfort, of what others hold or of what there is: it may be tried."""
+    HELD = "held"
+    """Residents hold what it would need, and none of them can be made to go."""
     FULL = "full"
     """As many engines are in memory as may be, and none of them can be made to go."""
 
@@ -156,7 +159,8 @@ def decide(bids: Iterable[Bid], residents: Iterable[Resident], rules: Rules, now
     Args:
         now: in seconds of the residents' clock.
     """
-    decision, present, waiting = _idle_ones(residents, now), list(residents), set[str]()
+    present, waiting = list(residents), set[str]()
+    decision = _idle_ones(present, now)
     for bid in sorted(bids, key=lambda each: (not each.is_wanted, each.since)):
         if bid.devices & waiting or (rules.max_models and waiting):
             answer, step = Answer.WAITS, Decision()
@@ -170,14 +174,12 @@ def decide(bids: Iterable[Bid], residents: Iterable[Resident], rules: Rules, now
     return decision
 
 
-def _idle_ones(residents: Iterable[Resident], now: float) -> Decision:
+def _idle_ones(residents: Sequence[Resident], now: float) -> Decision:
     """Those go for whom nobody has asked for long."""
-    ends = {
-        each.name: each.idle_since + each.idle_unload_s
-        for each in residents
-        if each.idle_unload_s and each.state is State.READY and not each.stays
-    }
-    over = frozenset(name for name, end in ends.items() if end <= now)
+    timed = [each for each in residents if each.idle_unload_s and each.state is State.READY and not each.stays]
+    ends = {each.name: min(each.idle_since, now) + each.idle_unload_s for each in timed}  # nobody tells who falls idle
+    disturbs = {each.name for each in timed if _is_changing(each, residents)}
+    over = frozenset(name for name, end in ends.items() if end <= now and name not in disturbs)
     again_at = min((end for end in ends.values() if end > now), default=math.inf)
     return Decision(closed=over, leave=dict.fromkeys(over, ""), again_at=again_at)
 
@@ -194,9 +196,11 @@ def _both(one: Decision, other: Decision) -> Decision:
 def _consider(bid: Bid, residents: Sequence[Resident], rules: Rules, now: float) -> tuple[Answer, Decision]:
     """What becomes of one bid, beside those residents."""
     staying = [each for each in residents if not each.is_going]
+    if _is_changing(bid, residents):
+        return Answer.WAITS, Decision()
     if _has_room(bid, residents, rules):
         return Answer.GRANTED, Decision()
-    if _has_room(bid, staying, rules, residents) or _is_starting(bid, staying):
+    if _has_room(bid, staying, rules, residents):
         return Answer.WAITS, Decision()
     victims = _victims(bid, residents, rules) if bid.is_wanted else []
     if victims:
@@ -209,13 +213,19 @@ def _without(bid: Bid, residents: Sequence[Resident], rules: Rules) -> Answer:
     rivals = residents if _is_full(residents, rules) else list(_beside(bid, residents))
     if not any(each.claim or _is_awake(each) for each in rivals):
         return Answer.SHORT
-    short = Answer.FULL if _is_full(residents, rules) else Answer.SHORT
+    short = _why_short(bid, residents, rules)
     if bid.is_wanted:
         unsettled = any(each.state in (State.STARTING, State.UNHEALTHY) for each in rivals)
         return Answer.WAITS if unsettled else short
-    # What can start, if only just, is started: a sum that is too cautious shall keep nobody out.
-    can_start = short is Answer.SHORT and (bid.entry or bid.least) <= left(bid, residents)
-    return short if can_start or not bid.yields else Answer.YIELDS
+    return Answer.YIELDS if bid.yields and short is not Answer.SHORT else short
+
+
+def _why_short(bid: Bid, residents: Sequence[Resident], rules: Rules) -> Answer:
+    """What keeps a bid out. What can start, if only just, is tried: a sum too cautious shall keep nobody out."""
+    if _is_full(residents, rules):
+        return Answer.FULL
+    claimed = _claims(_beside(bid, residents))
+    return Answer.HELD if claimed and (bid.entry or bid.least) > bid.total - claimed else Answer.SHORT
 
 
 def _turn_out(victims: Sequence[Resident], bid: Bid, rules: Rules, now: float) -> Decision:
@@ -253,7 +263,7 @@ def _worth(resident: Resident) -> tuple[bool, bool, float]:
 
 def _has_room(bid: Bid, staying: Sequence[Resident], rules: Rules, present: Sequence[Resident] | None = None) -> bool:
     """Whether a bid has room beside those who stay, when the others of those who are present have gone."""
-    if _is_full(staying, rules) or _is_starting(bid, staying):
+    if _is_full(staying, rules):
         return False
     gone = _claims(_beside(bid, present or staying)) - _claims(_beside(bid, staying))
     return not bid.claim or max(bid.claim, bid.entry) <= left(bid, staying, gone)
@@ -273,9 +283,10 @@ def _not_taken(bid: Bid, residents: Iterable[Resident]) -> int:
     return _claims(each for each in _beside(bid, residents) if each.state is State.STARTING)
 
 
-def _is_starting(bid: Bid, residents: Iterable[Resident]) -> bool:
-    """Whether another start measures what is left of the same GPU."""
-    return any(each.is_gpu and each.state is State.STARTING for each in _beside(bid, residents))
+def _is_changing(party: Bid | Resident, residents: Iterable[Resident]) -> bool:
+    """Whether another one takes or frees memory of the same GPU."""
+    changing = (each for each in residents if each.is_gpu and each.state in (State.STARTING, *_GOING))
+    return any(each.devices & party.devices for each in changing)
 
 
 def _is_full(residents: Iterable[Resident], rules: Rules) -> bool:

@@ -18,7 +18,7 @@ from vllmd.engine.feed import Feed
 from vllmd.engine.fit import Answer as Verdicts
 from vllmd.engine.residency import Answer, Bid, Decision, Resident, Rules, decide, left
 from vllmd.engine.stay import Facts, Owner, Stay, does_not_fit
-from vllmd.lifecycle import Evict, State, Verdict
+from vllmd.lifecycle import State, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,18 @@ FREE_WITHIN_S = 20.0
 LONG_S = 3600.0
 """As good as for ever, for a timer."""
 
-_FULL = Verdict(
-    Cause.DOES_NOT_FIT,
-    "as many models are in memory as may be, and none of them may be taken out",
-    "unload one of those that are loaded by hand, or raise memory.max_models",
-)
+_NOBODY_GOES = {
+    Answer.HELD: Verdict(
+        Cause.DOES_NOT_FIT,
+        "the model does not fit beside those in memory, and none of them may be taken out",
+        "unload one of those that are loaded by hand, or give each a smaller `gpu_memory_utilization`",
+    ),
+    Answer.FULL: Verdict(
+        Cause.DOES_NOT_FIT,
+        "as many models are in memory as may be, and none of them may be taken out",
+        "unload one of those that are loaded by hand, or raise memory.max_models",
+    ),
+}
 
 
 class Traffic(Protocol):
@@ -175,9 +182,7 @@ class Residents:
 
     def _see_to(self, stay: Stay, decision: Decision) -> None:
         """Holds the requests of an engine that has to go, and tells it to."""
-        if stay.owner.engine.state not in (State.READY, State.ASLEEP):
-            stay.let_in()
-        elif stay.name in decision.closed:
+        if stay.name in decision.closed:
             stay.shut_out("another model needs its memory, when its running requests have ended")
             if stay.name in decision.leave and not stay.is_told_to_go:
                 self._turn_out(stay, decision.leave[stay.name])
@@ -185,11 +190,10 @@ class Residents:
             stay.let_in()
 
     def _turn_out(self, stay: Stay, heir: str) -> None:
-        stay.is_told_to_go = True
         name, why = stay.owner.name, f"for {_model(heir)}" if heir else "as nobody has asked for it for long"
         level = stay.owner.plan.model.sleep_level if stay.can_sleep else 0
         log.info("%s: gives its memory back, %s", name, why, extra=about(model=name))
-        stay.owner.post(Evict(level))
+        stay.turn_out(level)
 
     def _answer(self, stay: Stay, answer: Answer, free: int, now: float) -> None:
         match answer:
@@ -197,11 +201,11 @@ class Residents:
                 stay.grant()
             case Answer.YIELDS:
                 log.info("%s: has no room beside the others; it is loaded when somebody asks for it", stay.owner.name)
-                stay.owner.post(Evict())
+                stay.turn_out()
             case Answer.SHORT:
                 self._try(stay, free, now)
-            case Answer.FULL:
-                self._be_patient(stay, _FULL, now)
+            case Answer.HELD | Answer.FULL:
+                self._be_patient(stay, _NOBODY_GOES[answer], now)
             case Answer.WAITS:
                 stay.short_since = None
 

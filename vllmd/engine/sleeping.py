@@ -18,13 +18,15 @@ _WEIGHTS, _CACHE = ("tags", "weights"), ("tags", "kv_cache")
 async def put_to_sleep(client: EngineClient, level: int) -> None:
     """Returns when the engine says that it sleeps. No request may run in it.
 
+    Mode `abort`, since with `wait` an engine that was given up on falls asleep at its next idle moment.
+
     Args:
         level: 1 or 2.
 
     Raises:
         SleepError: it refuses, or is gone.
     """
-    await _post(client, "/sleep", [("level", str(level)), ("mode", "wait")])
+    await _post(client, "/sleep", [("level", str(level)), ("mode", "abort")])
 
 
 async def wake(client: EngineClient, level: int) -> None:

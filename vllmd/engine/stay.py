@@ -20,7 +20,7 @@ from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Unknown
 from vllmd.engine.wants import Wants
 from vllmd.errors import SleepError
-from vllmd.lifecycle import Engine, Event, Verdict
+from vllmd.lifecycle import Engine, Event, Evict, Verdict
 from vllmd.provisions import Fit
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Stay:
         self.since = 0.0
         self.short_since: float | None = None
         self.ready_at: float | None = None
-        self.is_told_to_go = False
+        self._told_in: int | None = None
         self._moved = moved
         self._facts = facts
         self._answer: asyncio.Future[Verdict | None] | None = None
@@ -200,9 +200,23 @@ class Stay:
             self._holding = ExitStack()
             self._holding.enter_context(self.owner.holding(why))
 
+    def turn_out(self, level: int = 0) -> None:
+        """Tells the engine to go.
+
+        Args:
+            level: of sleep; 0: it ends.
+        """
+        self._told_in = self.owner.engine.epoch
+        self.owner.post(Evict(level))
+
+    @property
+    def is_told_to_go(self) -> bool:
+        """Whether it was told to go, and has not begun to."""
+        return self._told_in == self.owner.engine.epoch
+
     def let_in(self) -> None:
         """Holds them no longer."""
-        holding, self._holding, self.is_told_to_go = self._holding, None, False
+        holding, self._holding = self._holding, None
         if holding:
             holding.close()
 
