@@ -118,7 +118,7 @@ def test_what_a_model_takes_and_when_it_comes_are_told_where_they_are_known() ->
     ],
 )
 def test_when_a_model_was_last_of_use(more: dict[str, float], text: str) -> None:
-    assert used(a_status(**more).models[0], NOW) == text
+    assert used(a_status(**more).models[0], NOW) == text  # type: ignore[arg-type]
 
 
 def test_models_are_a_table(daemon: StubDaemon, shell: Shell) -> None:

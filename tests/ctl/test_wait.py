@@ -51,7 +51,7 @@ def test_it_waits_through_all_that_comes_before(daemon: StubDaemon, shell: Shell
 def test_one_that_a_request_brings_in_is_as_good_as_ready(
     daemon: StubDaemon, shell: Shell, state: str, more: dict[str, object]
 ) -> None:
-    script(daemon, event("dozing", on_demand=True), event(state, on_demand=True, **more))
+    script(daemon, event("dozing", on_demand=True), event(state, on_demand=True, **more))  # type: ignore[arg-type]
     assert shell.run("wait").status == 0
 
 

@@ -171,7 +171,9 @@ async def test_every_outcome_is_counted_and_told_once(start: Start) -> None:
     restarts = {dict(labels)["cause"] for (name, labels) in counted if name == "vllmd_engine_restarts_total"}
     assert restarts, "an engine that died was started again, and why is told"
     assert value(counted, "vllmd_model_state", model="tiny", state="stopped") == 1
-    assert value(counted, "vllmd_model_state", model="tiny", state="ready") == 0
+    assert [
+        value(counted, "vllmd_model_state", model="tiny", state=each) for each in ("ready", "asleep", "dozing")
+    ] == [0, 0, 0]
     assert value(counted, "vllmd_engine_scrape_ok", model="tiny") == 0
     assert value(counted, "vllmd_time_to_ready_seconds_count", model="tiny") == 3
     assert value(counted, "vllmd_relayed_bytes_total", model="tiny") > 5000
