@@ -95,6 +95,15 @@ class ModelStatus:
         return f"starting, {self.phase}" + ("" if self.percent is None else f" {self.percent} %")
 
     @property
+    def is_available(self) -> bool:
+        """Whether nothing is missing but a request: it is ready, or out of memory until one brings it in.
+
+        One that is loaded when vllmd starts, and was not yet, is on its way there.
+        """
+        is_out = self.state == "asleep" or (self.state == "stopped" and (self.load == "demand" or self.generation > 0))
+        return self.state == "ready" or (self.on_demand and is_out)
+
+    @property
     def is_passing(self) -> bool:
         """Whether the state ends by itself, so that its age is worth telling."""
         return self.state not in ("ready", "asleep", "stopped", "failed")

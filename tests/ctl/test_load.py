@@ -25,6 +25,12 @@ def test_the_outcome_is_waited_for_and_said(daemon: StubDaemon, shell: Shell, ve
     assert shell.run(verb, "qwen", "-q").stdout == ""
 
 
+def test_what_is_unloaded_may_come_back_by_a_request(daemon: StubDaemon, shell: Shell) -> None:
+    daemon.on("POST /api/models/qwen/unload?wait=1", reply(model("stopped", on_demand=True)))
+    result = shell.run("unload", "qwen")
+    assert (result.status, result.stdout) == (0, "qwen: not loaded, a request loads it\n")
+
+
 @pytest.mark.parametrize(("verb", "state"), [("load", "stopped"), ("restart", "failed"), ("unload", "starting")])
 def test_another_outcome_is_a_failure(daemon: StubDaemon, shell: Shell, verb: str, state: str) -> None:
     daemon.on(f"POST /api/models/qwen/{verb}?wait=1", reply(model(state, reason="no memory", hint="buy some")))

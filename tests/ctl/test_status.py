@@ -1,15 +1,18 @@
 """`vllmctl status` and `vllmctl models`."""
 
 import json
+import time
+from dataclasses import replace
 
 import pytest
 from ctl.shell import Shell
 from ctl.stub_daemon import StubDaemon, refuse, reply
 
 from vllmd import statuses, wire
-from vllmd.ctl.status import duration, render
+from vllmd.ctl.status import duration, render, used
 
 STATUS, MODELS = "GET /api/status", "GET /v1/models"
+GIB = 1 << 30
 NOW = 1_800_000_000.0
 
 
@@ -27,6 +30,14 @@ def test_the_exit_status_is_the_default_model_s(daemon: StubDaemon, shell: Shell
     result = shell.run("status")
     assert (result.status, result.stderr) == (status, "")
     assert result.stdout.startswith(f"qwen: {state}")
+
+
+@pytest.mark.parametrize(("on_demand", "status"), [(True, 0), (False, 3)])
+def test_a_model_that_a_request_wakes_is_no_trouble(
+    daemon: StubDaemon, shell: Shell, on_demand: bool, status: int
+) -> None:
+    daemon.on(STATUS, reply(wire.to_json(a_status("asleep", on_demand=on_demand))))
+    assert shell.run("status").status == status
 
 
 def test_json_is_the_daemon_s_own(daemon: StubDaemon, shell: Shell) -> None:
@@ -85,13 +96,56 @@ def test_a_daemon_of_another_version_is_noticed_once(daemon: StubDaemon, shell: 
     assert (result.status, result.stderr.count("vllmd is version 99.1.0, vllmctl is ")) == (0, 1)
 
 
-def test_models_are_one_name_a_line(daemon: StubDaemon, shell: Shell) -> None:
-    listing = {"object": "list", "data": [{"id": "qwen", "status": "ready"}, {"id": "llama", "status": "stopped"}]}
+def test_what_a_model_takes_and_when_it_comes_are_told_where_they_are_known() -> None:
+    lines = render(a_status("asleep", load="demand", used_at=NOW - 200, claim_bytes=3 * GIB // 2, on_demand=True), NOW)
+    assert lines[0] == "qwen: asleep  (default)"
+    assert lines[3:-1] == [
+        "    memory        1.50 GiB of each device, when it is there",
+        "    loaded        on demand",
+        "    requests      0 running, 0 held",
+        "    last used     3 min ago",
+    ]
+    assert "    loaded        by hand" in render(a_status(load="manual"), NOW)
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({}, "-"),
+        ({"used_at": NOW - 200.0}, "3 min ago"),
+        ({"used_at": NOW + 9}, "0 s ago"),
+        ({"used_at": NOW - 9, "running": 1}, "now"),
+    ],
+)
+def test_when_a_model_was_last_of_use(more: dict[str, float], text: str) -> None:
+    assert used(a_status(**more).models[0], NOW) == text  # type: ignore[arg-type]
+
+
+def test_models_are_a_table(daemon: StubDaemon, shell: Shell) -> None:
+    found = a_status(running=2, claim_bytes=16 * GIB)
+    resting = [
+        statuses.ModelStatus("embeddings", state="asleep", load="demand", on_demand=True, used_at=time.time() - 200),
+        statuses.ModelStatus("llama", load="demand", on_demand=True),
+        statuses.ModelStatus("mixtral", load="manual"),
+    ]
+    daemon.on(STATUS, reply(wire.to_json(replace(found, models=(*found.models, *resting)))))
+    result = shell.run("models")
+    assert (result.status, result.stderr) == (0, "")
+    heading, qwen, embeddings, *others = result.stdout.splitlines()
+    assert heading == "MODEL       STATE                           LOAD    USED          MEMORY"
+    assert qwen == "qwen        ready                           start   now        16.00 GiB"
+    assert embeddings == "embeddings  asleep                          demand  3 min ago          -"
+    assert [line.split("  ")[0] for line in others] == ["llama", "mixtral"]
+    assert "not loaded, a request loads it  demand  -" in others[0]
+
+
+def test_their_json_is_the_list_that_openai_s_clients_know(daemon: StubDaemon, shell: Shell) -> None:
+    listing = {"object": "list", "data": [{"id": "qwen", "status": "ready"}, {"id": "llama", "status": "asleep"}]}
     daemon.on(MODELS, reply(listing))
-    assert shell.run("models").stdout == "qwen\nllama\n"
     assert json.loads(shell.run("models", "--json").stdout) == listing
 
 
-def test_a_list_that_is_none_is_an_error(daemon: StubDaemon, shell: Shell) -> None:
-    daemon.on(MODELS, reply({"data": [{}]}))
+@pytest.mark.parametrize("table", [{"models": [{}]}, {"models": 3}, [1], {}])
+def test_a_list_that_is_none_is_an_error(daemon: StubDaemon, shell: Shell, table: object) -> None:
+    daemon.on(STATUS, reply(table))
     assert shell.run("models").status == 3

@@ -263,9 +263,10 @@ def test_top_in_a_pipe_is_one_look(real: Daemon, shell: Shell) -> None:
     assert (result.status, result.stderr) == (0, "")
     title, _, models, tiny, _, requests, chat = result.stdout.splitlines()
     assert title.startswith("vllmd ")
-    assert models.split() == ["MODEL", "STATE", "RUNNING", "HELD", "TOK/S"]
+    assert models.split() == ["MODEL", "STATE", "RUNNING", "HELD", "TOK/S", "USED"]
     assert tiny.split()[:4] == ["tiny", "ready", "1", "0"]
     assert float(tiny.split()[4]) > 0
+    assert tiny.split()[5] == "now"
     assert requests.split() == ["ID", "WHO", "MODEL", "STATE", "AGE", "TOKENS", "TOK/S"]
     assert chat.split()[1:4] == [f"uid:{os.getuid()}", "tiny", "running"]
 

@@ -18,6 +18,7 @@ from server.test_keys import make, shows
 from waiting import until
 
 from vllmd.keys import Scope
+from vllmd.lifecycle import State
 
 CHAT, COMPLETIONS, PROMPT, METRICS = "/v1/chat/completions", "/v1/completions", "/api/prompt", "/metrics"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello you there"}]}
@@ -170,8 +171,8 @@ async def test_every_outcome_is_counted_and_told_once(start: Start) -> None:
     assert value(counted, "vllmd_replays_total", model="tiny") == 0
     restarts = {dict(labels)["cause"] for (name, labels) in counted if name == "vllmd_engine_restarts_total"}
     assert restarts, "an engine that died was started again, and why is told"
-    assert value(counted, "vllmd_model_state", model="tiny", state="stopped") == 1
-    assert value(counted, "vllmd_model_state", model="tiny", state="ready") == 0
+    states = {each.value: value(counted, "vllmd_model_state", model="tiny", state=each.value) for each in State}
+    assert states == {**dict.fromkeys(states, 0), "stopped": 1}
     assert value(counted, "vllmd_engine_scrape_ok", model="tiny") == 0
     assert value(counted, "vllmd_time_to_ready_seconds_count", model="tiny") == 3
     assert value(counted, "vllmd_relayed_bytes_total", model="tiny") > 5000

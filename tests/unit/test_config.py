@@ -185,8 +185,8 @@ def test_a_mistake_in_a_model_is_told_with_its_place(models: Any, problem: str) 
 @pytest.mark.parametrize("sleep_level", [0, 1, 2])
 def test_when_a_model_comes_and_how_it_goes(load_: str, sleep_level: int) -> None:
     idle_s = 0 if load_ == "manual" else 60
-    table = {"model": "a", "load": load_, "idle_unload_s": idle_s, "sleep_level": sleep_level}
-    assert parse({"models": {"m": table}}).models["m"] == Model(**{**table, "default": True})
+    table: dict[str, Any] = {"load": load_, "idle_unload_s": idle_s, "sleep_level": sleep_level}
+    assert parse({"models": {"m": {"model": "a", **table}}}).models["m"] == Model("a", default=True, **table)
 
 
 def test_a_single_model_is_the_default_one_whatever_it_says() -> None:

@@ -10,7 +10,9 @@ import tomli
 from vllmd.config import load, parse
 from vllmd.sections import SECTIONS, Config, Model
 
-SHIPPED = Path(__file__).parents[2] / "etc" / "vllmd" / "vllmd.toml"
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "etc" / "vllmd" / "vllmd.toml"
+README = (ROOT / "README.md").read_text()
 COMMENTED_KEY = re.compile(r"^# ?(?=[\w-]+ = )", re.MULTILINE)
 
 
@@ -46,6 +48,11 @@ def test_what_is_commented_out_stands_at_its_default() -> None:
     # What stands under args and env are vLLM's words: beside the defaults there are examples.
     for name, model in Config().models.items():
         assert model.args.items() <= shown.models[name].args.items()
+
+
+def test_what_the_readme_shows_can_be_used() -> None:
+    (shown,) = re.findall("^```toml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(parse(tomli.loads(shown)).models) == 2
 
 
 def test_only_what_differs_from_no_file_at_all_is_not_commented_out() -> None:

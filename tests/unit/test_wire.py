@@ -250,6 +250,24 @@ def test_a_status_in_words(change: Mapping[str, Any], summary: str, sentence: st
     assert (status.summary, status.sentence(now=1041.4)) == (summary, sentence)
 
 
+@pytest.mark.parametrize(
+    ("change", "is_available"),
+    [
+        ({"state": "ready"}, True),
+        ({"state": "asleep", "on_demand": True}, True),
+        ({"state": "asleep"}, False),
+        ({"state": "dozing", "on_demand": True}, False),
+        ({"on_demand": True}, False),  # nobody has loaded it yet
+        ({"on_demand": True, "generation": 1}, True),
+        ({"on_demand": True, "load": "demand"}, True),
+        ({"load": "demand"}, False),
+        ({"state": "failed", "on_demand": True, "generation": 1}, False),
+    ],
+)
+def test_what_a_request_brings_in_is_as_good_as_ready(change: Mapping[str, Any], is_available: bool) -> None:
+    assert replace(ModelStatus("m"), **change).is_available is is_available
+
+
 def test_a_status_that_says_nothing() -> None:
     nothing: dict[str, Any] = {
         "default": False,

@@ -1,19 +1,24 @@
-"""`vllmctl models`: the names that `-m` takes, and what lies on the disk."""
+"""`vllmctl models`: those that `-m` takes, and what lies on the disk."""
 
 import json
+import time
 from typing import Any
 
 import click
 
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import LOOK
+from vllmd.ctl.fits import gib
 from vllmd.ctl.invocation import Invocation
+from vllmd.ctl.status import used
 from vllmd.ctl.table import table
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.provisions import LocalModel, local_model, size
-from vllmd.routes import LOCAL, MODELS
+from vllmd.routes import LOCAL, MODELS, STATUS
+from vllmd.statuses import Status
 
-HEADINGS = ("MODEL", "COMMIT", "SIZE", "WHOLE", "USED BY")
+SERVED = ("MODEL", "STATE", "LOAD", "USED", "MEMORY")
+STORED = ("MODEL", "COMMIT", "SIZE", "WHOLE", "USED BY")
 
 SHOWN_CHARACTERS = 12
 """Of a commit."""
@@ -26,24 +31,31 @@ SHOWN_CHARACTERS = 12
 def models(invocation: Invocation, is_local: bool, as_json: bool) -> ExitStatus:
     """List the models.
 
-    Every configured model is listed, one name a line, whether it is in memory or not.
+    Every configured model is listed, whether it is in memory or not: what it does, when it is loaded (at the start of
+    vllmd, on demand, by hand), when its last request ended, and what it takes of each device when it is in memory.
     """
-    listing = invocation.client().ask("GET", LOCAL if is_local else MODELS)
+    path = LOCAL if is_local else MODELS if as_json else STATUS
+    listing = invocation.client().ask("GET", path)
     try:
-        lines = [json.dumps(listing)] if as_json else (_stored if is_local else _names)(listing)
-    except (TypeError, KeyError, AttributeError) as error:
+        lines = [json.dumps(listing)] if as_json else (_stored if is_local else _served)(listing)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise DaemonUnreachable("the list of models cannot be read", LOOK) from error
     for line in lines:
         invocation.terminal.line(line)
     return ExitStatus.OK
 
 
-def _names(listing: Any) -> list[str]:
-    return [str(each["id"]) for each in listing["data"]]
+def _served(listing: Any) -> list[str]:
+    now = time.time()
+    rows = [
+        [each.name, each.sentence(now), each.load, used(each, now), gib(each.claim_bytes) if each.claim_bytes else "-"]
+        for each in Status.from_json(listing).models
+    ]
+    return table(SERVED, rows, right=("MEMORY",))
 
 
 def _stored(listing: Any) -> list[str]:
-    return table(HEADINGS, [_row(local_model(each)) for each in listing["models"]], right=("SIZE",))
+    return table(STORED, [_row(local_model(each)) for each in listing["models"]], right=("SIZE",))
 
 
 def _row(model: LocalModel) -> list[str]:

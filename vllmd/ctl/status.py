@@ -7,11 +7,15 @@ import click
 
 from vllmd.ctl.commands import Verb
 from vllmd.ctl.failure import Failure, exit_status
+from vllmd.ctl.fits import gib
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.which import read_status
 from vllmd.errors import DaemonUnreachable, ExitStatus, VllmdError
 from vllmd.routes import STATUS
 from vllmd.statuses import ModelStatus, Status
+
+LOADS = {"demand": "on demand", "manual": "by hand"}
+"""When a model comes into memory, where that is not when vllmd starts."""
 
 
 @click.command(cls=Verb)
@@ -20,7 +24,8 @@ from vllmd.statuses import ModelStatus, Status
 def status(invocation: Invocation, as_json: bool) -> ExitStatus:
     """Show what the daemon and its models are doing.
 
-    The exit status is 0 if the default model is ready, 3 if it is not, 4 if that cannot be told.
+    The exit status is 0 if the default model is ready, or out of memory until a request brings it in; 3 if it is
+    neither, 4 if that cannot be told.
     """
     try:
         table = invocation.client().ask("GET", STATUS)
@@ -33,7 +38,7 @@ def status(invocation: Invocation, as_json: bool) -> ExitStatus:
         raise Failure(error.message, error.hint, ExitStatus.DENIED) from error
     lines = [json.dumps(table)] if as_json else render(found, time.time())
     invocation.terminal.line("\n".join(lines))
-    return ExitStatus.OK if found.state == "ready" else ExitStatus.NOT_RUNNING
+    return ExitStatus.OK if any(each.default and each.is_available for each in found.models) else ExitStatus.NOT_RUNNING
 
 
 def render(found: Status, now: float) -> list[str]:
@@ -52,7 +57,10 @@ def _model(model: ModelStatus, now: float) -> list[str]:
         "model": model.model,
         "since": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(model.since))} ({duration(now - model.since)})",
         "engine": _engine(model),
+        "memory": f"{gib(model.claim_bytes)} of each device, when it is there" if model.claim_bytes else "",
+        "loaded": LOADS.get(model.load, ""),
         "requests": _requests(model),
+        "last used": "" if model.used_at is None else used(model, now),
         "last failure": model.reason,
         "": model.hint,
     }
@@ -70,11 +78,22 @@ def _engine(model: ModelStatus) -> str:
     return f"{process}generation {model.generation}, restarts {model.restarts}" if model.generation else ""
 
 
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units: `3 d 4 h`, `41 s`."""
+def used(model: ModelStatus, now: float) -> str:
+    """When a model was last of use: `now`, `3 min ago`, or `-` if nobody knows.
+
+    Args:
+        now: Unix seconds.
+    """
+    if model.running:
+        return "now"
+    return "-" if model.used_at is None else f"{duration(now - model.used_at, units=1)} ago"
+
+
+def duration(seconds: float, units: int = 2) -> str:
+    """A length of time in its largest units: `3 d 4 h`, `41 s`."""
     left, words = max(0, int(seconds)), list[str]()
     for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, size)
         if count or words or size == 1:
             words.append(f"{count} {name}")
-    return " ".join(words[:2])
+    return " ".join(words[:units])

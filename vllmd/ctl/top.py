@@ -16,12 +16,12 @@ from vllmd.ctl.failure import wording
 from vllmd.ctl.invocation import Invocation
 from vllmd.ctl.number import Number
 from vllmd.ctl.ps import fetch, shortened
-from vllmd.ctl.status import duration
+from vllmd.ctl.status import duration, used
 from vllmd.ctl.table import table
 from vllmd.errors import DaemonUnreachable, ExitStatus
 from vllmd.statuses import ModelStatus, RequestStatus, Status
 
-MODELS = ("MODEL", "STATE", "RUNNING", "HELD", "TOK/S")
+MODELS = ("MODEL", "STATE", "RUNNING", "HELD", "TOK/S", "USED")
 REQUESTS = ("ID", "WHO", "MODEL", "STATE", "AGE", "TOKENS", "TOK/S")
 NUMBERS = ("RUNNING", "HELD", "AGE", "TOKENS", "TOK/S")
 LEAVE = frozenset("qQ\x04")
@@ -87,9 +87,9 @@ def render(now: Look, before: Look | None) -> list[str]:
         before: the look before this one, so that rates can be told; None if there was none.
     """
     status, rates = now.status, rates_of(now, before)
-    up_s = time.time() - status.since
-    title = f"vllmd {status.version}, up {duration(up_s)}   {time.strftime('%H:%M:%S')}"
-    models = [_model(each, _of_model(each, now, rates)) for each in status.models]
+    clock = time.time()
+    title = f"vllmd {status.version}, up {duration(clock - status.since)}   {time.strftime('%H:%M:%S')}"
+    models = [_model(each, _of_model(each, now, rates), clock) for each in status.models]
     short = shortened([each.id for each in now.requests])
     requests = [_request(each, short[each.id], rates.get(each.id)) for each in now.requests]
     below = ["", *table(REQUESTS, requests, NUMBERS)] if requests else []
@@ -118,8 +118,9 @@ def _of_model(model: ModelStatus, now: Look, rates: Mapping[str, float]) -> floa
     return sum(found) if found else None
 
 
-def _model(model: ModelStatus, rate: float | None) -> list[str]:
-    return [model.name, model.sentence(), str(model.running), str(model.held), _shown(rate)]
+def _model(model: ModelStatus, rate: float | None, clock: float) -> list[str]:
+    counts = [str(model.running), str(model.held), _shown(rate)]
+    return [model.name, model.sentence(clock), *counts, used(model, clock)]
 
 
 def _request(request: RequestStatus, id: str, rate: float | None) -> list[str]:

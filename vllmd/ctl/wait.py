@@ -44,12 +44,13 @@ News = ModelStatus | DaemonUnreachable
 def wait(invocation: Invocation, model: str | None, timeout_s: float | None) -> ExitStatus:
     """Wait until a model is ready.
 
-    Also waits for a daemon that is not there yet. Ends with 1 if the model has failed. Without MODEL: the default one.
+    Also waits for a daemon that is not there yet. One that is out of memory until a request brings it in counts as
+    ready. Ends with 1 if the model has failed. Without MODEL: the default one.
     """
     last = "nothing was heard of it"
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     for news in watch(invocation.client(), model, deadline):
-        if isinstance(news, ModelStatus) and news.state == "ready":
+        if isinstance(news, ModelStatus) and news.is_available:
             return ExitStatus.OK
         if isinstance(news, ModelStatus) and news.state == "failed":
             raise Failure(f"{news.name} {news.sentence()}", news.hint or LOOK)

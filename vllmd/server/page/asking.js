@@ -3,7 +3,7 @@ import { BROKEN_OFF, Failure } from "./api.js";
 import { eventsOf } from "./sse.js";
 
 const PATH = "/v1/chat/completions";
-const ON_ITS_WAY = ["starting", "unhealthy", "stopping", "backoff"];
+const ON_ITS_WAY = ["starting", "unhealthy", "stopping", "backoff", "dozing"];
 
 /**
  * Asks, and tells what comes.

@@ -50,12 +50,12 @@ export class Models extends EventTarget {
     this.#awake?.();
   }
 
-  /** Resolves with the model's state once that is one that lasts: ready, stopped, failed. */
+  /** Resolves with the model's state once that is one that lasts: ready, asleep, stopped, failed. */
   settled(name, signal) {
     return new Promise((resolve, reject) => {
       const look = () => {
         const state = this.get(name)?.state;
-        if (["ready", "stopped", "failed"].includes(state)) done(() => resolve(state));
+        if (["ready", "asleep", "stopped", "failed"].includes(state)) done(() => resolve(state));
       };
       const stop = () => done(() => reject(signal.reason));
       this.#awaited++;
@@ -127,11 +127,16 @@ export class Models extends EventTarget {
   }
 }
 
-/** What a model does, in a few words; nothing while it is ready. */
+/** A model's state in a word or two. */
+export function word({ state, on_demand }) {
+  if (state === "dozing") return "falling asleep";
+  return state === "stopped" && on_demand ? "not loaded" : state;
+}
+
+/** What a model does, in a few words. */
 export function summary(model) {
   if (!model) return "";
-  if (model.state === "ready") return "ready";
-  if (model.state !== "starting") return model.state;
+  if (model.state !== "starting") return word(model);
   const percent = model.percent === null ? "" : ` ${model.percent} %`;
   return `${model.phase ?? "starting"}${percent}`;
 }

@@ -54,7 +54,8 @@ function emptyWords(model) {
   if (!model) return "Connecting…";
   if (model.state === "ready") return "Ready.";
   if (model.state === "failed") return `It failed: ${model.reason || "see the service's view"}. ${model.hint}`;
-  if (model.state === "stopped") return "It is not loaded.";
+  if (model.state === "stopped") return model.on_demand ? "It is not loaded: a question loads it." : "It is not loaded.";
+  if (["asleep", "dozing"].includes(model.state)) return `It is ${summary(model)}: a question wakes it.`;
   const rest = left(model.eta_s);
   return `It is on its way: ${summary(model)}${rest ? `, ${rest}` : ""}. Ask already, it answers as soon as it can.`;
 }

@@ -1,6 +1,7 @@
 /** The view of the service: what the engines do, for whom, and what has happened to them. */
 
 import { element as el } from "./element.js";
+import { word } from "./models.js";
 import { matched, say, show } from "./service/dom.js";
 import { Daemon } from "./service/daemon.js";
 import { Incidents } from "./service/incidents.js";
@@ -87,7 +88,7 @@ class Service {
     const before = this.told.get(model.name);
     this.told.set(model.name, model.state);
     if (before === undefined || before === model.state) return;
-    say(this.news, `${model.name} is ${model.state}`);
+    say(this.news, `${model.name} is ${word(model)}`);
     this.incidents.look(this.signal);
   }
 

@@ -1,11 +1,12 @@
 /** One model: its state at a glance, what it is doing, and what may be done to it. */
 
 import { element as el } from "../element.js";
+import { word } from "../models.js";
 import { say, show } from "./dom.js";
 import { Meter } from "./meter.js";
 import { Rate } from "./rate.js";
 import { Timeline } from "./timeline.js";
-import { count, duration, percent, plural } from "./words.js";
+import { ago, count, duration, memory, percent, plural } from "./words.js";
 
 /** States in which an engine works for somebody, so that its load is worth a look. */
 const AT_WORK = ["ready", "unhealthy", "stopping"];
@@ -15,10 +16,13 @@ const IN_TROUBLE = ["failed", "backoff", "unhealthy"];
 
 /** Of each order, the states in which it makes sense. */
 const ORDERS = {
-  load: ["stopped", "failed", "backoff"],
+  load: ["stopped", "failed", "backoff", "asleep"],
   restart: ["starting", "ready", "unhealthy"],
-  unload: ["starting", "ready", "unhealthy", "backoff", "failed"],
+  unload: ["starting", "ready", "unhealthy", "backoff", "failed", "asleep", "dozing"],
 };
+
+/** When a model comes into memory, where that is not when vllmd starts. */
+const LOADS = { demand: "loaded on demand", manual: "loaded by hand" };
 
 export class Model {
   /**
@@ -63,7 +67,7 @@ export class Model {
   draw(model, status, now) {
     this.element.dataset.state = model.state;
     this.model = model;
-    say(this.state, model.state);
+    say(this.state, word(model));
     say(this.path, model.model === model.name ? "" : model.model);
     this.#drawVerdict(model);
     this.timeline.draw(model, now);
@@ -98,21 +102,21 @@ export class Model {
   }
 
   #button(verb) {
-    const word = verb[0].toUpperCase() + verb.slice(1);
+    const name = verb[0].toUpperCase() + verb.slice(1);
     const calm = () => {
       button.removeAttribute("data-sure");
-      say(button, word);
+      say(button, name);
     };
     const press = () => {
       if (verb !== "load" && !button.hasAttribute("data-sure")) {
         button.setAttribute("data-sure", "");
-        return say(button, `${word}: sure?`);
+        return say(button, `${name}: sure?`);
       }
       calm();
       this.#order(verb);
     };
     const listeners = { onclick: press, onblur: calm, onpointerleave: calm };
-    const button = el("button", { type: "button", "data-verb": verb, ...listeners }, word);
+    const button = el("button", { type: "button", "data-verb": verb, ...listeners }, name);
     return button;
   }
 
@@ -134,11 +138,14 @@ function of(most) {
 
 /** What else is to be known, in one line. */
 function facts(model, now) {
-  const parts = [`${model.state} for ${duration(Math.max(0, now - model.since))}`];
+  const parts = [`${word(model)} for ${duration(Math.max(0, now - model.since))}`];
   if (model.held && !AT_WORK.includes(model.state)) parts.unshift(`${plural(model.held, "request")} waiting for it`);
   if (model.generation) parts.push(`generation ${count(model.generation)}`);
   if (model.restarts) parts.push(`${plural(model.restarts, "restart")} after failures`);
   if (model.pid) parts.push(`process ${model.pid}`);
   if (model.default) parts.push("default model");
+  if (LOADS[model.load]) parts.push(LOADS[model.load]);
+  if (model.used_at && !model.running) parts.push(`last request ${ago(now - model.used_at)}`);
+  if (model.claim_bytes) parts.push(`needs ${memory(model.claim_bytes)}`);
   return parts.join(" · ");
 }

@@ -6,7 +6,10 @@ const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 15000;
 
 /** What only `/api/status` tells: events come from where nobody counts. */
-const COUNTED = ["running", "held", "tokens_per_s", "places", "engine_running", "engine_waiting", "kv_cache_usage"];
+const COUNTED = [
+  ...["running", "held", "tokens_per_s", "places", "engine_running", "engine_waiting", "kv_cache_usage"],
+  ...["used_at", "claim_bytes"],
+];
 
 /** A model after an event about it. */
 export function merged(model, change) {

@@ -16,6 +16,17 @@ export function duration(seconds) {
   return whole < 86400 ? two(whole / 60, 60, "h", "min") : two(whole / 3600, 24, "d", "h");
 }
 
+/** How long ago something was: `just now`, `41 s ago`, `3 min ago`, `2 d ago`. */
+export function ago(seconds) {
+  if (seconds < 5) return "just now";
+  return `${duration(seconds).split(" ").slice(0, 2).join(" ")} ago`;
+}
+
+/** An amount of memory: `0.3 GiB`, `14.2 GiB`, `137 GiB`. */
+export function memory(bytes) {
+  return `${rate(bytes / 2 ** 30)} GiB`;
+}
+
 function two(amount, size, large, small) {
   const rest = Math.floor(amount % size);
   return `${Math.floor(amount / size)} ${large}` + (rest ? ` ${rest} ${small}` : "");
