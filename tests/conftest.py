@@ -1,14 +1,18 @@
 """Fixtures for every test: real daemons on the fake engine."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from daemons import LAUNCHERS, Daemon, running
 from hypothesis import HealthCheck, settings
+from loopback_hub import LoopbackHub, serving
+from pulls import MODEL, REPO, TOKEN
 from waiting import until_sync
+
+from vllmd.routes import PROMPT
 
 # On a machine that is busy with other things, how long an example takes says nothing.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,6 +46,24 @@ def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
 def _is_idle(daemon: Daemon) -> bool:
     model = daemon.model()
     return model.state == "ready" and model.running == model.held == 0
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    """A hub that has one model, and knows one token."""
+    with serving() as hub:
+        hub.token = TOKEN
+        hub.put(REPO, MODEL)
+        yield hub
+
+
+@pytest.fixture
+async def still_serves(daemon: Daemon) -> AsyncIterator[None]:
+    """Whatever was sent before: the next request is answered."""
+    yield
+    answer = await daemon.unix.ask(PROMPT, {"prompt": "x"})
+    assert answer.whole
+    assert answer.events[-1].name == "done"
 
 
 Start = Callable[..., Daemon]

@@ -17,6 +17,7 @@ from vllmd.engine.manifest import Manifests
 from vllmd.engine.pulling import Order, Verb, encode
 
 REPO = "acme/tiny"
+TOKEN = "hf_0123456789abcdef"
 WEIGHTS = random.Random(7).randbytes(3_000_000)
 MORE = random.Random(8).randbytes(700_000)
 MODEL = {

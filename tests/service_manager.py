@@ -164,3 +164,15 @@ class Service:
             for each in self._sockets:
                 each.close()
             self.daemon.see_to_its_end(sockets_stay=True)
+
+
+@contextmanager
+def served(**how: Any) -> Iterator[Service]:
+    """A service that its socket has started and that has become ready; stopped at the end."""
+    with Manager().reading() as manager:
+        service = Service(manager, **how)
+        try:
+            service.start()
+            yield service
+        finally:
+            service.see_to_its_end()

@@ -4,11 +4,12 @@ Files may be broken, or another version's, so that reading looks at every value:
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from vllmd.settings import fits
 
 T = TypeVar("T")
 
@@ -132,13 +133,6 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return tuple(_value(get_args(hint)[0], each, name) for each in value)
     if is_dataclass(hint) and isinstance(hint, type):
         return read(hint, value)
-    if not _is(hint, value):
+    if not fits(value, hint):
         raise ValueError(f"{name}: expected {hint.__name__}, found {json.dumps(value)[:80]}")
     return value
-
-
-def _is(kind: type, value: Any) -> bool:
-    """Whether a value is of that type in JSON, where true is no number, and neither are Python's NaN and Infinity."""
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)

@@ -118,7 +118,7 @@ def _required(hint: Any) -> Any:
 
 
 def _complaint(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str:
-    if not _fits(value, kind):
+    if not fits(value, kind):
         return f"expected {_WORDS.get(kind, 'a table')}, found {_shown(value)}"
     minimum, maximum = metadata["minimum"], metadata["maximum"]
     if minimum is not None and value < minimum:
@@ -137,7 +137,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of TOML or JSON is of a type; true is no number, and every whole number is a float too."""
     if kind is float:
         # Neither NaN nor an infinity, nor a whole number that no float can hold.
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

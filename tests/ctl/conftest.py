@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from ctl.shell import Shell
 from ctl.stub_daemon import StubDaemon
+from daemons import Daemon, running
 
 
 @pytest.fixture
@@ -22,6 +23,23 @@ def daemon(socket_path: Path) -> Iterator[StubDaemon]:
     """A stub daemon without any answers yet."""
     with StubDaemon(socket_path) as stub:
         yield stub
+
+
+@pytest.fixture(scope="module")
+def shared_real() -> Iterator[Daemon]:
+    """A daemon on the fake engine, for a module's tests; it says soon what it waits for."""
+    with running(Daemon(queue={"status_after_s": 0.05})) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def real(shared_real: Daemon) -> Daemon:
+    """The same, as if nobody had done anything to it yet."""
+    shared_real.control()
+    shared_real.forget()
+    if shared_real.model().state != "ready":
+        assert shared_real.order("load", wait=True)[0] == 200
+    return shared_real
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,6 @@ from waiting import until_sync
 ROOT = Path(__file__).parents[2]
 LAUNCHER = f'#!/bin/sh\nexec {sys.executable} -m vllmd.ctl "$@"\n'
 TOKENS = " ".join(f"tok{number}" for number in range(16))
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[Daemon]:
-    """A daemon that says soon what it waits for."""
-    with running(Daemon(queue={"status_after_s": 0.05})) as daemon:
-        yield daemon
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(real: Daemon) -> None:
-    real.control()
-    real.forget()
-    if real.model().state != "ready":
-        assert real.order("load", wait=True)[0] == 200
 
 
 @pytest.fixture

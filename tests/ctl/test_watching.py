@@ -17,20 +17,6 @@ SLOW = {"tokens": 1000, "tokens_per_s": 50}
 TAKEN, GIVEN_BACK = b"\x1b[?1049h\x1b[?25l", b"\x1b[?25h\x1b[?1049l"
 
 
-@pytest.fixture(scope="module")
-def real() -> Iterator[Daemon]:
-    with running(Daemon(queue={"status_after_s": 0.05})) as daemon:
-        yield daemon
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(real: Daemon) -> None:
-    real.control()
-    real.forget()
-    if real.model().state != "ready":
-        assert real.order("load", wait=True)[0] == 200
-
-
 @pytest.fixture
 def shell(real: Daemon) -> Shell:
     return Shell({"VLLMD_HOST": f"unix://{real.socket}"})

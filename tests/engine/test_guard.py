@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from programs import FOREVER, python
 from waiting import alive, descendants, processes_with_environ, until_sync
 
 from vllmd.engine import guard
@@ -67,24 +68,6 @@ def guarded(*argv: str, **more: object) -> Iterator[Guarded]:
             for pid in process.left():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-
-
-def python(code: str) -> list[str]:
-    """A command that runs `code`."""
-    prelude = "import os, signal, sys, time\nsay = lambda *what: print(*what, flush=True)\n"
-    return [sys.executable, "-I", "-S", "-c", prelude + code]
-
-
-FOREVER = "\nwhile True: signal.pause()\n"
-DAEMON = """
-def daemon():
-    if os.fork(): return
-    os.setsid()
-    if os.fork(): os._exit(0)
-    for number in (1, 2, 15): signal.signal(number, signal.SIG_IGN)
-    say(os.getpid())
-    while True: signal.pause()
-"""
 
 
 @pytest.mark.parametrize(
@@ -225,7 +208,7 @@ def test_a_stopped_engine_dies_too() -> None:
 
 @pytest.mark.parametrize("strike", ["the leader", "the lifeline"])
 def test_daemons_do_not_get_away(strike: str) -> None:
-    code = DAEMON + "for _ in range(3): daemon()\nos.fork()\nos.fork()\nsay('up', os.getpid())" + FOREVER
+    code = "for _ in range(3): daemon()\nos.fork()\nos.fork()\nsay('up', os.getpid())" + FOREVER
     with guarded(*python(code)) as process:
         said = [process.line() for _ in range(3 + 4)]
         daemons = [int(line) for line in said if line.isdigit()]
@@ -271,7 +254,7 @@ say('up')
 
 
 def test_a_leader_that_ends_in_good_order_leaves_nobody_behind() -> None:
-    with guarded(*python(DAEMON + "daemon()\ntime.sleep(0.2)\nsys.exit(0)")) as process:
+    with guarded(*python("daemon()\ntime.sleep(0.2)\nsys.exit(0)")) as process:
         assert alive(daemon := int(process.line()))
         assert process.ended() == 0
         assert not alive(daemon)

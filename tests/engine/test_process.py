@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import FOREVER, python
 from waiting import alive, descendants, processes_with_environ, until
 
 from vllmd.engine import tree
@@ -26,24 +27,11 @@ from vllmd.errors import EngineError
 MARK = "TEST_PROCESS"
 DIES_WITHIN_S = 30.0
 
-PRELUDE = """
-import os, signal, sys, time
-say = lambda *what: print(*what, flush=True)
-def daemon():
-    if os.fork(): return
-    os.setsid()
-    if os.fork(): os._exit(0)
-    for number in (1, 2, 15): signal.signal(number, signal.SIG_IGN)
-    say(os.getpid())
-    while True: signal.pause()
-"""
-FOREVER = "\nwhile True: signal.pause()\n"
 
-
-def python(code: str, mark: str = "") -> Command:
-    """A command that runs `code`."""
+def marked(code: str, mark: str = "") -> Command:
+    """A command that runs `code`, whose processes bear a mark."""
     environ = {**os.environ, MARK: mark or uuid.uuid4().hex}
-    return Command((sys.executable, "-I", "-S", "-c", PRELUDE + code), environ)
+    return Command(python(code), environ)
 
 
 def left(command: Command) -> set[int]:
@@ -55,7 +43,7 @@ def left(command: Command) -> set[int]:
 async def spawned(code: str) -> AsyncIterator[tuple[Process, list[str]]]:
     """A running command and the lines that it prints; afterwards nothing of it may be left."""
     lines: list[str] = []
-    command = python(code)
+    command = marked(code)
     try:
         async with spawn(command, lines.append) as process:
             yield process, lines
@@ -137,7 +125,7 @@ async def test_an_error_in_the_context_ends_it_and_goes_on() -> None:
 
 @pytest.mark.parametrize("times", [1, 5])
 async def test_cancellation_waits_for_the_end(times: int) -> None:
-    command, started = python("daemon(); say('up')" + FOREVER), asyncio.Event()
+    command, started = marked("daemon(); say('up')" + FOREVER), asyncio.Event()
 
     async def live() -> None:
         async with spawn(command, lambda line: started.set() if line == "up" else None) as process:
@@ -154,7 +142,7 @@ async def test_cancellation_waits_for_the_end(times: int) -> None:
 
 
 async def test_cancellation_while_it_starts() -> None:
-    command = python(FOREVER)
+    command = marked(FOREVER)
 
     async def live() -> None:
         async with spawn(command, print):
@@ -247,7 +235,7 @@ asyncio.run(main())
 
 
 async def test_kill_9_of_vllmd_ends_the_engine() -> None:
-    command = python("daemon(); os.fork(); say('up')" + FOREVER)
+    command = marked("daemon(); os.fork(); say('up')" + FOREVER)
     holder = await asyncio.create_subprocess_exec(
         sys.executable, "-c", HOLDER, *command.argv, env=command.env, stdout=asyncio.subprocess.PIPE
     )

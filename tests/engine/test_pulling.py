@@ -3,27 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback_hub import Faults, LoopbackHub, etag_of, serving
-from pulls import MODEL, MORE, NEEDED, REPO, SIZE, WEIGHTS, Pulls, outcome
+from loopback_hub import Faults, LoopbackHub, etag_of
+from pulls import MODEL, MORE, NEEDED, REPO, SIZE, TOKEN, WEIGHTS, Pulls, outcome
 from waiting import until_sync
 
 from vllmd.engine.hub import size_of
 from vllmd.engine.pulling import Verb
 from vllmd.engine.transfer import PIECE_BYTES
-
-TOKEN = "hf_0123456789abcdef"
-
-
-@pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
-    with serving() as hub:
-        hub.token = TOKEN
-        hub.put(REPO, MODEL)
-        yield hub
 
 
 @pytest.fixture

@@ -105,8 +105,11 @@ def test_the_theme_is_the_system_s_until_one_is_chosen(daemon: Daemon, visit: Vi
     assert tab.page.evaluate(colour) == light
     tab.page.get_by_role("button", name="Theme: light").click()
     assert tab.page.evaluate(colour) == dark
+    tab.page.emulate_media(color_scheme="light")
+    assert tab.page.evaluate(colour) == dark, "the choice goes before the system"
     tab.page.get_by_role("button", name="Theme: dark").click()
     expect(tab.page.locator("html")).not_to_have_attribute("data-theme", "dark")
+    assert tab.page.evaluate(colour) == light
 
 
 def test_a_phone_of_320_pixels_shows_it_all(daemon: Daemon, visit: Visit) -> None:

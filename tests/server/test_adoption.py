@@ -3,30 +3,16 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from generations import GUARD, find, processes
-from service_manager import Manager, Service
+from service_manager import Service, served
 from waiting import alive, until, until_sync
 
 STREAM = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
 CHAT = "/v1/chat/completions"
 TREE = {"tree": 1, "stray": 1, "term": "ignore"}
-
-
-@contextmanager
-def served(**how: Any) -> Iterator[Service]:
-    """A service that has become ready; stopped at the end."""
-    with Manager().reading() as manager:
-        service = Service(manager, **how)
-        try:
-            service.start()
-            yield service
-        finally:
-            service.see_to_its_end()
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])

@@ -6,7 +6,6 @@ import re
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from asking import DEADLINE_S, Exchange, request
 from daemons import Daemon
 
 LOOPS = ("uvloop",)
+
+pytestmark = pytest.mark.usefixtures("still_serves")
 """What is wrong with a body does not depend on the event loop."""
 
 CHAT = "/v1/chat/completions"
@@ -23,15 +24,6 @@ RUNS = "/api/workflows/runs"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 ERROR_KEYS = {"message", "type", "code", "param", "source", "hint"}
 LIMIT = 32 * 1024 * 1024
-
-
-@pytest.fixture(autouse=True)
-async def still_serves(daemon: Daemon) -> AsyncIterator[None]:
-    """Whatever was asked before: the next request is answered."""
-    yield
-    answer = await daemon.unix.ask(PROMPT, {"prompt": "x"})
-    assert answer.whole
-    assert answer.events[-1].name == "done"
 
 
 def assert_refused(answer: Exchange, status: int, code: str, *words: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +14,8 @@ from waiting import until
 from vllmd.server.openai import INFERENCE
 
 LOOPS = ("uvloop",)
+
+pytestmark = pytest.mark.usefixtures("still_serves")
 CHAT, PROMPT = "/v1/chat/completions", "/api/prompt"
 BODY = b'{"prompt":"x","stream":false}'
 CHAT_BODY = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":1}'
@@ -24,15 +26,6 @@ ANSWER = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
 def chunked(body: bytes, size: bytes | None = None, end: bytes = b"0\r\n\r\n") -> bytes:
     return (b"%x" % len(body) if size is None else size) + b"\r\n" + body + b"\r\n" + end
-
-
-@pytest.fixture(autouse=True)
-async def still_serves(daemon: Daemon) -> AsyncIterator[None]:
-    """Whatever was sent before: the next request is answered."""
-    yield
-    answer = await daemon.unix.ask(PROMPT, {"prompt": "x"})
-    assert answer.whole
-    assert answer.events[-1].name == "done"
 
 
 async def answers(daemon: Daemon, data: bytes) -> tuple[list[int], bytes]:

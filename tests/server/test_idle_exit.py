@@ -3,13 +3,10 @@
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from asking import Exchange, request
-from service_manager import Manager, Service
+from service_manager import served
 from waiting import alive, until
 
 PROMPT = "/api/prompt"
@@ -17,21 +14,9 @@ CHAT = "/v1/chat/completions"
 STREAM = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
 
 
-@contextmanager
-def activated(**how: Any) -> Iterator[Service]:
-    """A service that was started by its socket, ready."""
-    with Manager().reading() as manager:
-        service = Service(manager, **how)
-        try:
-            service.start()
-            yield service
-        finally:
-            service.see_to_its_end()
-
-
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 async def test_it_ends_with_its_models_and_the_next_request_brings_both_back(loop: str) -> None:
-    with activated(loop=loop, listen={"exit_idle_s": 1}, knobs={"tokens": 30, "tokens_per_s": 20}) as service:
+    with served(loop=loop, listen={"exit_idle_s": 1}, knobs={"tokens": 30, "tokens_per_s": 20}) as service:
         daemon = service.daemon
         engine = daemon.engine_pid
         began_at = time.monotonic()
@@ -49,7 +34,7 @@ async def test_it_ends_with_its_models_and_the_next_request_brings_both_back(loo
 
 
 async def test_who_was_let_in_as_it_was_about_to_end_is_served_and_it_stays() -> None:
-    with activated(listen={"exit_idle_s": 0.7}) as service:
+    with served(listen={"exit_idle_s": 0.7}) as service:
         daemon = service.daemon
         for _ in range(3):
             reader, writer = await daemon.unix.connect()
@@ -79,7 +64,7 @@ def listens_no_more(port: int) -> bool:
 async def test_no_request_is_lost_however_it_meets_the_end() -> None:
     """Clients come one after the other with pauses of about the time after which it ends; the next vllmd is started
     whenever one has ended, as systemd would."""
-    with activated(listen={"exit_idle_s": 0.3}) as service:
+    with served(listen={"exit_idle_s": 0.3}) as service:
         daemon, ends = service.daemon, 0
         done = asyncio.Event()
 
@@ -115,7 +100,7 @@ async def test_without_sockets_of_systemd_s_it_stays() -> None:
 async def test_a_restart_under_load_loses_nobody_who_keeps_a_connection_or_waits_for_a_place() -> None:
     """What was let in before is served by the old one, as long as the engine stays; each answer says that it is the
     last on its connection."""
-    with activated(knobs={"tokens": 10, "tokens_per_s": 20}, args={"max-num-seqs": 1}) as service:
+    with served(knobs={"tokens": 10, "tokens_per_s": 20}, args={"max-num-seqs": 1}) as service:
         daemon = service.daemon
         reader, writer = await daemon.unix.connect()
         writer.write(request("/health"))

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, running
-from loopback_hub import LoopbackHub, etag_of, serving
-from pulls import MODEL, MORE, NEEDED, REPO, SIZE, WEIGHTS
+from loopback_hub import LoopbackHub, etag_of
+from pulls import MODEL, MORE, NEEDED, REPO, SIZE, TOKEN, WEIGHTS
 from waiting import until_sync
 
 from vllmd.engine.hub import Shelf, size_of
@@ -23,17 +23,7 @@ from vllmd.engine.transfer import PIECE_BYTES
 ROOT = Path(__file__).parents[1]
 """A directory: it is served as it is, and nobody is asked about it."""
 
-TOKEN = "hf_0123456789abcdef"
-
 Begin = Callable[..., Daemon]
-
-
-@pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
-    with serving() as hub:
-        hub.token = TOKEN
-        hub.put(REPO, MODEL)
-        yield hub
 
 
 @pytest.fixture

@@ -111,6 +111,7 @@ BROKEN: dict[str, Any] = {
     "true for a number": {"generation": True},
     "no number": {"at": float("nan")},
     "endless": {"lived_s": float("inf")},
+    "beyond all floats": {"lived_s": 10**400},
     "no lines": {"lines": "one"},
     "lines that are none": {"lines": [1]},
     "a process that is none": {"processes": [{"pid": 1}]},

@@ -77,10 +77,14 @@ class Environments:
         assert record is not None, "its name tells as much"
         return Installed(built.root, record)
 
-    async def root_of(self, settings: EnvironmentSettings) -> Path:
-        """Where the environment lies that settings mean, whether or not it is there. Raises InstallError."""
-        if settings.path:
-            return Path(settings.path)
+    async def root_of(self, settings: EnvironmentSettings) -> Path | None:
+        """Where the environment lies that settings mean, whether or not it is there; None where they mean none.
+
+        Raises:
+            InstallError: there is no interpreter to tell it by.
+        """
+        if settings.path or not settings.requirement:
+            return Path(settings.path) if settings.path else None
         return environment_path(settings.requirement, self._folder, await find_interpreter(settings.python))
 
     async def settings_of(self, installed: Installed, configured: EnvironmentSettings) -> EnvironmentSettings:

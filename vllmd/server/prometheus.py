@@ -4,7 +4,7 @@ Its names are a promise: dashboards and alerts are written against them. Nobody 
 page, since Prometheus' library is as large as a small daemon.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -24,6 +24,29 @@ from vllmd.server.exposition import merged
 from vllmd.server.snapshot import ServedNow, Snapshot, Values
 
 OF_MODEL = ("model",)
+
+_TIMES: tuple[tuple[str, str, Callable[[ServedNow], Values]], ...] = (
+    (
+        "vllmd_queue_seconds",
+        "How long a request waited for the engine or for a place in it; none for who was refused at once.",
+        lambda each: each.queue,
+    ),
+    (
+        "vllmd_time_to_first_token_seconds",
+        "From a request's arrival to the first token of its stream, waits included.",
+        lambda each: each.first_token,
+    ),
+    (
+        "vllmd_inter_token_seconds",
+        "Time between two tokens of a stream, the mean of each answer.",
+        lambda each: each.inter_token,
+    ),
+    (
+        "vllmd_request_duration_seconds",
+        "From a request's arrival to its end; none for who was refused at once.",
+        lambda each: each.duration,
+    ),
+)
 
 
 def render(snapshot: Snapshot, engines: Mapping[str, str], *, is_open: bool) -> tuple[str, bytes]:
@@ -135,26 +158,8 @@ def _of_served(served: Mapping[str, ServedNow]) -> Iterator[Metric]:
 
 
 def _of_times(served: Mapping[str, ServedNow]) -> Iterator[Metric]:
-    yield _histogram(
-        "vllmd_queue_seconds",
-        "How long a request waited for the engine or for a place in it; none for who was refused at once.",
-        {name: each.queue for name, each in served.items()},
-    )
-    yield _histogram(
-        "vllmd_time_to_first_token_seconds",
-        "From a request's arrival to the first token of its stream, waits included.",
-        {name: each.first_token for name, each in served.items()},
-    )
-    yield _histogram(
-        "vllmd_inter_token_seconds",
-        "Time between two tokens of a stream, the mean of each answer.",
-        {name: each.inter_token for name, each in served.items()},
-    )
-    yield _histogram(
-        "vllmd_request_duration_seconds",
-        "From a request's arrival to its end; none for who was refused at once.",
-        {name: each.duration for name, each in served.items()},
-    )
+    for name, doc, time_of in _TIMES:
+        yield _histogram(name, doc, {model: time_of(each) for model, each in served.items()})
 
 
 def _gauge(name: str, doc: str, *labels: str) -> GaugeMetricFamily:

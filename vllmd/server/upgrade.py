@@ -11,7 +11,6 @@ The engines are not tried side by side: two of one model would need its memory t
 import asyncio
 import logging
 from contextlib import suppress
-from pathlib import Path
 
 from vllmd.engine.choices import Choice, Chosen, said
 from vllmd.engine.environments import Environments, Installed
@@ -23,7 +22,7 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
 from vllmd.errors import InUse, TrialFailed
 from vllmd.lifecycle import State
-from vllmd.sections import Current, EnvironmentSettings
+from vllmd.sections import Current
 from vllmd.server.calls import Calls
 
 log = logging.getLogger(__name__)
@@ -95,17 +94,14 @@ class Upgrade:
 
     async def _movers(self, chosen: Chosen, installed: Installed) -> list[str]:
         """The models that would run in `installed` by those choices, and do not now."""
-        config, choices = self._current.config, self._settling.choices
+        config, choices, root_of = self._current.config, self._settling.choices, self._environments.root_of
         before, after = (self._settling.settings(config, each) for each in (choices.kept, chosen))
         return [
             name
             for name in after
             if before[name] != after[name]
-            and await self._root(before[name]) != installed.root == await self._root(after[name])
+            and await root_of(before[name]) != installed.root == await root_of(after[name])
         ]
-
-    async def _root(self, settings: EnvironmentSettings) -> Path | None:
-        return await self._environments.root_of(settings) if settings.requirement or settings.path else None
 
     async def _move(self, job: Job[None], installed: Installed, choice: Choice, chosen: Chosen) -> None:
         moved: list[str] = []

@@ -126,16 +126,15 @@ class Versions:
         """Of each environment the models that run in it, or would when they are loaded."""
         users: dict[Path, set[str]] = {}
         for name, supervisor in self._supervisors.items():
-            settings = supervisor.plan.environment
-            meant = {await self._environments.root_of(settings)} if settings.path or settings.requirement else set()
-            for root in meant | ({supervisor.environment} if supervisor.environment else set()):
+            meant = await self._environments.root_of(supervisor.plan.environment)
+            for root in filter(None, (meant, supervisor.environment)):
                 users.setdefault(root, set()).add(name)
         return {root: tuple(sorted(names)) for root, names in users.items()}
 
     async def _root_of_all(self) -> Path | None:
         """Where a model runs that has nothing of its own."""
         settings = self._settling.of_all(self._current.config, self._settling.choices.kept)
-        return await self._environments.root_of(settings) if settings.path or settings.requirement else None
+        return await self._environments.root_of(settings)
 
 
 def _status(installed: Installed, models: tuple[str, ...], current: Path | None) -> EnvironmentStatus:
