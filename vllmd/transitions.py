@@ -184,7 +184,8 @@ def _evict(engine: Engine, event: Event, policy: Policy) -> Step:
     assert isinstance(event, Evict)
     leaving = replace(engine, crashes=0, evicted=True, ordered=False)
     if engine.state is State.READY and event.level:
-        effects = (PutToSleep(event.level), SetTimer(Timer.STALL, policy.stall_s))
+        # As patient as with a start: the first time, main memory is pinned for the weights, half a second for a GiB.
+        effects = (PutToSleep(event.level), SetTimer(Timer.STALL, policy.startup_stall_s))
         return replace(leaving, state=State.DOZING, after_stop=State.STOPPED), effects
     return _stop_as_asked(leaving, State.STOPPED, policy)
 
@@ -336,6 +337,7 @@ TRANSITIONS: dict[Key, Row] = {
     (State.DOZING, Exited): Row(_died_asleep, (State.STOPPED, *_AFTER_CRASH)),
     (State.DOZING, Load): Row(_load_later, (State.DOZING,)),
     (State.DOZING, Wanted): Row(_wanted_later, (State.DOZING,)),
+    (State.DOZING, Evict): Row(_evict, (State.STOPPING,)),
     (State.DOZING, Unload): Row(_unload_alive, (State.STOPPING,)),
     (State.DOZING, Restart): Row(_restart_alive, (State.STOPPING,)),
     (State.ASLEEP, Load): Row(_wake_up, (State.STARTING,)),

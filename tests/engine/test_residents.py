@@ -13,6 +13,7 @@ from vllmd.engine.causes import Cause
 from vllmd.engine.checkpoint import Part, Weights
 from vllmd.engine.feed import Feed
 from vllmd.engine.fit import GIB, Question, Room
+from vllmd.engine.memory import Host
 from vllmd.engine.plan import Plan
 from vllmd.engine.residency import Rules
 from vllmd.engine.residents import Residents
@@ -66,7 +67,7 @@ class World:
 
     def __init__(self, patience_s: float) -> None:
         self.total = self.free = 80 * GIB
-        self.weights = 10
+        self.weights, self.main_memory = 10, 100
         self.running: dict[str, int] = {}
         self.waiting: dict[str, int] = {}
         self.used: dict[str, float] = {}
@@ -100,6 +101,9 @@ class World:
 
     def used_at(self, model: str) -> float:
         return self.used.get(model, 0.0)
+
+    def host(self) -> Host:
+        return Host(self.main_memory * GIB, self.main_memory * GIB)
 
     async def left(self) -> None:
         await self._left.wait()
@@ -229,6 +233,20 @@ async def test_an_engine_that_can_sleep_sleeps_and_holds_what_it_did_not_give_ba
         assert a.stay.claim == GIB
         there.turns(a, State.ASLEEP)
         assert await start is None
+
+
+async def test_weights_for_which_main_memory_has_no_room_are_not_put_there() -> None:
+    async with world() as there:
+        there.main_memory = 19  # of which 10 GiB of weights may take twice as much
+        for level, told in ((1, 0), (2, 2)):
+            a, b = await there.loaded("a", 0.6, sleep_level=level), Owner("b", args={"gpu-memory-utilization": 0.6})
+            there.waiting["b"] = 1
+            start = there.bids(b)
+            await until(lambda a=a, told=told: a.told == [Evict(told)], "a to be told to go")  # type: ignore[misc]
+            start.cancel()
+            assert a.stay is not None
+            a.stay.end()
+            there.free, there.waiting["b"] = there.total, 0
 
 
 async def test_sleep_that_frees_nothing_is_none() -> None:

@@ -129,7 +129,7 @@ async def test_weights_that_were_dropped_are_read_again() -> None:
     ],
 )
 async def test_an_engine_that_does_not_sleep_is_unloaded(sleep: str, log: str) -> None:
-    daemon = Pair(of_all={"load": "demand", "sleep_level": 1}, supervision={"stall_s": 8})
+    daemon = Pair(of_all={"load": "demand", "sleep_level": 1}, supervision={"startup_stall_s": 8})
     daemon.knobs("a", sleep=sleep)
     with running(daemon, ready=False):
         await daemon.ask("a")

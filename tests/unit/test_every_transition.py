@@ -148,6 +148,9 @@ def every_move() -> list[Move]:
     return [each for policy in POLICIES for each in explore(policy)]
 
 
+EVICTED = (State.STARTING, State.READY, State.DOZING, State.ASLEEP)
+"""Where there may be memory to give back."""
+
 WAITS_FOR = {
     State.STARTING: Timer.STALL,
     State.DOZING: Timer.STALL,
@@ -293,7 +296,7 @@ def test_everything_that_can_happen_but_a_needless_wish_has_a_row() -> None:
     # A request brings back what is away and was not given up. An eviction is of what has memory and nothing to do.
     coming = (State.STARTING, State.READY, State.UNHEALTHY, State.BACKOFF, State.FAILED)
     needless |= {(state, Wanted) for state in coming}
-    needless |= {(state, Evict) for state in State if state not in (State.STARTING, State.READY, State.ASLEEP)}
+    needless |= {(state, Evict) for state in State if state not in EVICTED}
     assert missing == needless
 
 

@@ -41,7 +41,6 @@ Happening = Callable[[Engine], Event]
 POLICY = Policy(
     probe_interval_s=30,
     failure_threshold=3,
-    stall_s=60,
     startup_stall_s=300,
     stop_timeout_s=20,
     stable_after_s=120,
@@ -361,7 +360,7 @@ def test_killing_is_repeated_until_the_exit() -> None:
 
 # ── out of memory and back ──
 
-DOZES: tuple[State, tuple[Effect, ...]] = (State.DOZING, (PutToSleep(1), SetTimer(Timer.STALL, 60)))
+DOZES: tuple[State, tuple[Effect, ...]] = (State.DOZING, (PutToSleep(1), SetTimer(Timer.STALL, 300)))
 WAKES: tuple[State, tuple[Effect, ...]] = (State.STARTING, (Wake(), SetTimer(Timer.STALL, 300)))
 
 

@@ -63,6 +63,9 @@ async def room_of(plan: Plan, device: str, wants: Wants) -> Room | Unknown:
     return Unknown("nobody knows what device this vLLM serves from")
 
 
+host = memory.host
+
+
 def device_of(plan: Plan, root: Path | None) -> str:
     """What the vLLM of an environment serves from: `GPU`, `CPU`, or an empty string where that cannot be told."""
     versions = sorted(each.name for each in root.glob("lib/python*/site-packages/vllm-*.dist-info")) if root else []

@@ -16,8 +16,9 @@ from vllmd.engine import fitting
 from vllmd.engine.causes import Cause
 from vllmd.engine.feed import Feed
 from vllmd.engine.fit import Answer as Verdicts
+from vllmd.engine.residence import Facts, Owner
 from vllmd.engine.residency import Answer, Bid, Decision, Resident, Rules, decide, left
-from vllmd.engine.stay import Facts, Owner, Stay, does_not_fit
+from vllmd.engine.stay import Stay, does_not_fit
 from vllmd.lifecycle import State, Verdict
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ FREE_WITHIN_S = 20.0
 
 LONG_S = 3600.0
 """As good as for ever, for a timer."""
+
+_NO_ROOM_TO_WAKE = Verdict(Cause.DOES_NOT_FIT, "others have taken the memory that it gave back when it fell asleep")
 
 _NOBODY_GOES = {
     Answer.HELD: Verdict(
@@ -169,9 +172,9 @@ class Residents:
         return Bid(
             stay.name,
             frozenset(room.names if room else ()),
-            stay.need.claim,
-            stay.need.entry,
-            stay.need.least,
+            stay.wants.claim,
+            stay.wants.entry,
+            stay.wants.least,
             room.total if room else 0,
             room.free + stay.claim if room else 0,
             stay.since,
@@ -191,9 +194,8 @@ class Residents:
 
     def _turn_out(self, stay: Stay, heir: str) -> None:
         name, why = stay.owner.name, f"for {_model(heir)}" if heir else "as nobody has asked for it for long"
-        level = stay.owner.plan.model.sleep_level if stay.can_sleep else 0
         log.info("%s: gives its memory back, %s", name, why, extra=about(model=name))
-        stay.turn_out(level)
+        stay.turn_out(stay.sleep_level)
 
     def _answer(self, stay: Stay, answer: Answer, free: int, now: float) -> None:
         match answer:
@@ -210,7 +212,11 @@ class Residents:
                 stay.short_since = None
 
     def _try(self, stay: Stay, free: int, now: float) -> None:
-        """There is too little for comfort, and nobody goes for it: what may be enough is tried."""
+        """There is too little for comfort, and nobody goes for it: what may be enough is tried. But never by one that
+        wakes: it would be ruined."""
+        if stay.is_asleep:
+            self._be_patient(stay, _NO_ROOM_TO_WAKE, now)
+            return
         fit = stay.fit(free)
         if fit is None or fit.verdict != Verdicts.NO or stay.owner.plan.model.fit != "refuse":
             stay.grant()

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -17,10 +17,9 @@ from vllmd.engine import fitting
 from vllmd.engine.causes import Cause
 from vllmd.engine.fit import Answer, Need, Question, Room, gib, judge, need
 from vllmd.engine.plan import Plan
-from vllmd.engine.shape import Unknown
-from vllmd.engine.wants import Wants
+from vllmd.engine.residence import Facts, Owner
 from vllmd.errors import SleepError
-from vllmd.lifecycle import Engine, Event, Evict, Verdict
+from vllmd.lifecycle import Evict, Verdict
 from vllmd.provisions import Fit
 
 log = logging.getLogger(__name__)
@@ -31,38 +30,15 @@ TICK_S = 1.0
 FREED_WITHIN_S = 5.0
 """How long a driver may take to count what an engine has given back."""
 
+PINNED = 2.0
+"""Main memory that weights may take at level 1, as a multiple of their size: measured was 1.86, since PyTorch rounds
+pinned blocks up to a power of two. It keeps them when the engine is awake again."""
+
+MARGIN = 1 << 30
+"""What has to be free for a wake beside what was given back: an engine that runs out of memory over it is ruined."""
+
 FREED_PART = 0.5
 """The part of what an engine has claimed that has to be free when it sleeps: less is no sleep."""
-
-
-class Owner(Protocol):
-    """Whose engine it is (supervisor.Supervisor)."""
-
-    plan: Plan
-    engine: Engine
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-
-    def post(self, event: Event) -> None:
-        """Something is wanted of it."""
-
-    def holding(self, why: str) -> AbstractContextManager[None]:
-        """No new request gets to the engine for as long as the block lasts."""
-
-
-class Facts(Protocol):
-    """What files and devices say (the module fitting)."""
-
-    def device_of(self, plan: Plan, root: Path | None) -> str:
-        """What the vLLM of an environment serves from: `GPU`, `CPU`, or empty."""
-
-    async def question_of(self, plan: Plan, root: Path | None) -> Question:
-        """What has to be known to say whether a model fits."""
-
-    async def room_of(self, plan: Plan, device: str, wants: Wants) -> Room | Unknown:
-        """The memory of the devices that an engine will have, as it is now."""
 
 
 class Stay:
@@ -88,6 +64,8 @@ class Stay:
         self.short_since: float | None = None
         self.ready_at: float | None = None
         self._told_in: int | None = None
+        self._freed: int | None = None
+        self._is_pinned = False
         self._moved = moved
         self._facts = facts
         self._answer: asyncio.Future[Verdict | None] | None = None
@@ -113,6 +91,7 @@ class Stay:
         """It is in memory already, started by an earlier vllmd."""
         await self._find_out(plan, root or Path())
         self.is_here, self.claim = True, 0 if is_asleep else self.need.claim
+        self._freed = self.need.claim if is_asleep else None
         self._moved(self)
 
     async def rest(self, fall_asleep: Callable[[], Awaitable[None]], within_s: float = FREED_WITHIN_S) -> None:
@@ -127,14 +106,19 @@ class Stay:
         """
         before = await self._free()
         await fall_asleep()
-        freed = await self._freed(before, within_s)
+        freed = self._freed = await self._watch(before, within_s)
+        self._is_pinned = True
         self.claim = max(0, self.need.claim - freed)
         log.info("%s: asleep, %s are free for others", self.owner.name, gib(freed), extra=about(model=self.owner.name))
         self._moved(self)
 
     async def resume(self, tell: Callable[[], None]) -> None:
-        """Waits until there is room for an engine that wakes. Raises SleepError if there will be none."""
+        """Waits until there is room for an engine that wakes. Raises SleepError if there will be none.
+
+        It takes back what it gave, and asks for nothing more.
+        """
         self.is_here = False
+        self.let_in()
         try:
             if refusal := await self._bid(tell):
                 raise SleepError(refusal.message, refusal.hint)
@@ -157,8 +141,9 @@ class Stay:
     def grant(self) -> None:
         """It may take what it needs."""
         assert self._answer is not None, "it has made a bid"
-        self._warn()
-        self.is_here, self.claim = True, self.need.claim
+        if not self.is_asleep:
+            self._warn()
+        self.is_here, self.claim, self._freed = True, self.wants.claim, None
         self._answer.set_result(None)
 
     def refuse(self, verdict: Verdict) -> None:
@@ -170,6 +155,36 @@ class Stay:
     def can_sleep(self) -> bool:
         """Whether its engine was started with sleep mode: vLLM has none on a CPU, and nobody could see it there."""
         return self._device == fitting.GPU and bool(self.owner.plan.model.sleep_level)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it has given its memory back for now."""
+        return self._freed is not None
+
+    @property
+    def wants(self) -> Need:
+        """What it bids for: all that it needs; or when it wakes, what it gave back."""
+        if self._freed is None:
+            return self.need
+        return Need(claim=self.claim + self._freed, entry=self.claim + self._freed + MARGIN)
+
+    @property
+    def sleep_level(self) -> int:
+        """At which it can be put to sleep now; 0: it has to be unloaded."""
+        level = self.owner.plan.model.sleep_level if self.can_sleep else 0
+        if level != 1 or self._is_pinned or self._question is None:
+            return level
+        fit, host = judge(self._question), self._facts.host()
+        if host is None or fit.weights_bytes is None or host.free >= PINNED * fit.weights_bytes * fit.devices:
+            return level
+        log.warning(
+            "%s: is unloaded and not put to sleep: its weights would take up to %s of main memory, and %s are free",
+            self.owner.name,
+            gib(int(PINNED * fit.weights_bytes * fit.devices)),
+            gib(host.free),
+            extra=about(model=self.owner.name),
+        )
+        return 0
 
     @property
     def room(self) -> Room | None:
@@ -185,7 +200,7 @@ class Stay:
 
     def _warn(self) -> None:
         fit, name = self.fit(self.room.free) if self.room else None, self.owner.name
-        if fit and fit.verdict in (Answer.NO, Answer.TIGHT):
+        if fit and fit.verdict in (Answer.NO, Answer.TIGHT) and self.owner.plan.model.fit != "off":
             said = "will not fit" if fit.verdict == Answer.NO else "may not fit"
             log.warning("%s: the model %s: %s (%s)", name, said, fit.reason, fit.hint, extra=about(model=name))
 
@@ -225,11 +240,9 @@ class Stay:
     async def _find_out(self, plan: Plan, root: Path) -> None:
         """What it needs; nothing is known of a model whose files are nonsense: what cannot be judged is started."""
         self._device = await asyncio.to_thread(self._facts.device_of, plan, root)
-        if plan.model.fit == "off":
-            return
         try:
             self._question = await self._facts.question_of(plan, root)
-            self.need = need(self._question)
+            self.need = need(self._question) if plan.model.fit != "off" else Need()
         except Exception as error:  # whatever stands in a model's files
             log.warning(
                 "%s: whether the model fits cannot be judged: %s", plan.name, error, extra=about(model=plan.name)
@@ -261,7 +274,7 @@ class Stay:
             raise SleepError("nobody says how much memory is free, so that sleep could not be told from a lie")
         return self.room.free
 
-    async def _freed(self, before: int, within_s: float) -> int:
+    async def _watch(self, before: int, within_s: float) -> int:
         deadline = time.monotonic() + within_s
         while (freed := await self._free() - before) < max(1, FREED_PART * self.need.claim):
             if time.monotonic() > deadline:

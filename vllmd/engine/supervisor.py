@@ -259,7 +259,7 @@ class Supervisor:
         self.plan, before, seen = plan, self.engine, self._feed.last
         if before.state is State.STOPPED:
             return
-        self.post(Evict() if before.state is State.ASLEEP else Restart())
+        self.post(Evict() if before.state in (State.DOZING, State.ASLEEP) else Restart())
         while self.engine.state not in (State.STOPPING, State.STOPPED) and self.engine.generation == before.generation:
             await self._feed.after(seen)
             seen = self._feed.last

@@ -30,7 +30,7 @@ from vllmd.server.refusals import not_ready, retry_after_s
 from vllmd.server.requests import rate_of
 from vllmd.statuses import Continued, ModelStatus
 
-_SETTLED = (State.READY, State.STOPPED, State.FAILED)
+_SETTLED = (State.READY, State.ASLEEP, State.STOPPED, State.FAILED)
 _NUMBER = re.compile("[0-9]{1,18}")
 _EVENTS: dict[type, str] = {ModelStatus: "model", JobStatus: "job", Continued: "continued", Incident: "incident"}
 _ORDERS: dict[str, Event] = {"load": Load(ordered=True), "unload": Unload(), "restart": Restart()}

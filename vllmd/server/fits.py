@@ -8,7 +8,6 @@ from aiohttp import web
 from vllmd import wire
 from vllmd.engine.fitting import fit_of
 from vllmd.engine.supervisor import Supervisor
-from vllmd.lifecycle import ALIVE
 from vllmd.sections import Current
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response
@@ -39,5 +38,5 @@ class Fits:
         supervisor, length = self._supervisors[name], LENGTH.read(request)
         path = supervisor.plan.environment.path
         root = Path(path).expanduser() if path else None
-        is_alive = supervisor.engine.state in ALIVE
+        is_alive = supervisor.status.pid is not None  # a start that waits for memory has none
         return json_response(wire.to_json(await fit_of(supervisor.plan, root, length=length, is_alive=is_alive)))

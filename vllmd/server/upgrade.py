@@ -27,6 +27,7 @@ from vllmd.server.calls import Calls
 
 log = logging.getLogger(__name__)
 
+_AWAY = (State.STOPPED, State.DOZING, State.ASLEEP)
 _OUTCOMES = (State.READY, State.BACKOFF, State.FAILED)
 
 
@@ -144,7 +145,7 @@ class Upgrade:
 
     async def _renew(self, job: Job[None], supervisor: Supervisor, id: str) -> None:
         name = supervisor.name
-        if supervisor.engine.state is State.STOPPED:
+        if supervisor.engine.state in _AWAY:
             job.line(f"{name} is not loaded, and was not tried in {id}")
             await self._renew_now(supervisor)
             return
