@@ -63,7 +63,7 @@ def test_the_service_s_view_tells_who_rests_and_how_to_have_it_back(daemon: Daem
     cards = tab.page.locator(".engine")
     expect(cards.locator(".state-word")).to_have_text(["asleep", "not loaded", "falling asleep", "stopped"])
     facts = cards.locator(".facts")
-    expect(facts.nth(0)).to_contain_text("last request 3 min ago · needs 16.0 GiB")
+    expect(facts.nth(0)).to_contain_text("last request 3 min ago · takes 16.0 GiB")
     expect(facts.nth(1)).to_contain_text("not loaded for ")
     expect(facts.nth(1)).to_contain_text("loaded on demand")
     expect(facts.nth(3)).to_contain_text("loaded by hand")

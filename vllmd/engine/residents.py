@@ -186,7 +186,7 @@ class Residents:
     def _see_to(self, stay: Stay, decision: Decision) -> None:
         """Holds the requests of an engine that has to go, and tells it to."""
         if stay.name in decision.closed:
-            stay.shut_out("another model needs its memory, when its running requests have ended")
+            stay.shut_out("another model gets its memory when the running requests have ended")
             if stay.name in decision.leave and not stay.is_told_to_go:
                 self._turn_out(stay, decision.leave[stay.name])
         elif not stay.is_told_to_go:
