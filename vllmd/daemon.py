@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -194,7 +194,8 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         )
         # Before the doors open: sockets that systemd passes have clients waiting already.
         await take_over(found(passed(os.environ, os.getpid())), supervisors, notifier)
-        async with _running(supervisors, environments, current, feed, notifier), serving(app, sockets, census) as doors:
+        works = (_sweep(environments), _settle(settling, supervisors, current, feed))
+        async with _running(supervisors, works, current, feed, notifier), serving(app, sockets, census) as doors:
             log.info("vllmd %s listens on %s", __version__, ", ".join(addresses))
             await _until_stopped(signals, reload, _idle(config, doors, calls, supervisors, jobs, feed))
             log.info("stopping: running streams get %g s to finish", current.config.relay.drain_s)
@@ -270,12 +271,16 @@ def _signals() -> Iterator["asyncio.Queue[signal.Signals]"]:
 
 @asynccontextmanager
 async def _running(
-    supervisors: Supervisors, environments: Environments, current: Current, feed: Feed, notifier: Notifier
+    supervisors: Supervisors,
+    works: Iterable[Coroutine[Any, Any, None]],
+    current: Current,
+    feed: Feed,
+    notifier: Notifier,
 ) -> AsyncIterator[None]:
-    """Supervisors, the broom, and the conversation with systemd, for as long as the block lasts."""
+    """Supervisors, the conversation with systemd, and other works, for as long as the block lasts."""
     async with supervisors.running() as group:
-        works = [_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier), _sweep(environments)]
-        tasks = [group.create_task(work) for work in works]
+        told = (_tell_systemd(notifier, supervisors, current, feed), _feed_watchdog(notifier))
+        tasks = [group.create_task(work) for work in (*told, *works)]
         try:
             yield
         finally:
@@ -307,6 +312,19 @@ async def _sweep(environments: Environments) -> None:
         await environments.sweep(log.info)
     except OSError as error:
         log.warning("what is left of an installation cannot be cleared away: %s", error)
+
+
+async def _settle(settling: Settling, supervisors: Supervisors, current: Current, feed: Feed) -> None:
+    """Has the vLLM that suits the machine kept, once it serves: a newer vllmd shall not begin with another one."""
+    try:
+        while True:
+            seen = feed.last
+            for served in [each.plan.environment for each in supervisors.values() if each.client is not None]:
+                if settling.settle(current.config, served):
+                    log.info("%s is what models run in until another one is used:  vllmctl env", served.requirement)
+            await feed.after(seen)
+    except OSError as error:
+        log.warning("what models run in cannot be written down, and may be another vLLM after an upgrade: %s", error)
 
 
 async def _feed_watchdog(notifier: Notifier) -> None:

@@ -61,15 +61,19 @@ class Versions:
         """The environments that are installed, what suits this machine, and why."""
         users, every = await self._users(), await self._root_of_all()
         shown = [wire.to_json(_status(each, users.get(each.root, ()), every)) for each in self._environments.all()]
-        machine = self._settling.machine
-        suits = self._settling.default(self._current.config.environment).requirement
         return json_response(
             {
                 "environments": shown,
-                "machine": {"variant": machine.variant, "reason": machine.reason, "requirement": suits},
+                "machine": self._machine(),
                 "free": await self._environments.free_bytes(),
             }
         )
+
+    def _machine(self) -> dict[str, str]:
+        """What suits it, and what is used instead because it served here first."""
+        machine, config = self._settling.machine, self._current.config
+        suits, settled = self._settling.made_with(config.environment), self._settling.settled(config)
+        return {"variant": machine.variant, "reason": machine.reason, "requirement": suits, "settled": settled}
 
     async def install(self, request: web.Request) -> web.Response:
         """`POST /api/environments`: 202 and the job that installs one; the same one for who asks for the same."""
