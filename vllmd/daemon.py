@@ -33,6 +33,7 @@ from vllmd.engine.variants import look, suited
 from vllmd.errors import ExitStatus, VllmdError, outcome_of
 from vllmd.journal.lines import Format
 from vllmd.journal.setup import logging_to
+from vllmd.lifecycle import State
 from vllmd.notify import Notifier
 from vllmd.passed import passed
 from vllmd.server.accounts import Accounts
@@ -296,8 +297,9 @@ async def _tell_systemd(notifier: Notifier, supervisors: Supervisors, current: C
         notifier.status(f"{status.name}: {status.sentence()}")
         if supervisor.client is not None:
             notifier.ready()
-        elif not status.is_passing:
-            # Unloaded, or given up: the daemon stays and says why, though systemd still waits for the first token.
+        elif not status.is_passing or supervisor.engine.state is State.BACKOFF:
+            # Unloaded, given up, or in a pause that may be long: the daemon stays and says why, though systemd still
+            # waits for the first token.
             notifier.extend(SETTLED_S)
         # What passes is told again now and then, since its age or what is left of it changes.
         with suppress(TimeoutError):

@@ -210,6 +210,22 @@ def test_what_cannot_be_pulled_is_said_by_the_load_and_the_command(hub: Loopback
     assert "is no name of a model" in broken.stderr
 
 
+def test_a_hub_that_is_away_is_waited_for_without_end(hub: LoopbackHub, begin: Begin) -> None:
+    hub.faults.status = {REPO: (503, {}, 10**6)}
+    daemon = begin(ready=False)
+    # Three failures of its own would be one too many.
+    until_sync(lambda: daemon.model().restarts > 3, "it to be tried again and again", 90)
+    model = daemon.model()
+    assert model.state in ("backoff", "starting")
+    assert (model.cause, "answers 503" in model.reason) == ("hub unreachable", True)
+    refused = asyncio.run(daemon.unix.ask("/api/prompt", {"prompt": "hi"}, headers={"X-Vllmd-Wait": "0"}))
+    assert refused.status == 503
+    assert int(refused.header("retry-after")) > 0
+    hub.faults.status = {}
+    daemon.wait_for("ready", 90)
+    assert len(list(daemon.folder.rglob("incidents/*.json"))) == 1, "a night without a hub is one incident"
+
+
 def test_events_tell_of_jobs(hub: LoopbackHub, begin: Begin) -> None:
     daemon = begin(model=str(ROOT))
     hub.faults.pace_s = 0.01

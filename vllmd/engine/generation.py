@@ -17,7 +17,7 @@ from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
 from vllmd.engine.flags import require_known
 from vllmd.engine.gauges import TRACE
-from vllmd.engine.hub_verdicts import HOPELESS, cause_of
+from vllmd.engine.hub_verdicts import verdict_on
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.library import Provide, as_configured
 from vllmd.engine.phases import Phase, Progress, read_line
@@ -353,7 +353,7 @@ def _why_not(error: VllmdError | OSError) -> Verdict:
         case UnknownFlags():
             return Verdict(Cause.BAD_ARGUMENT, error.message, error.hint, permanent=True)
         case PullError():
-            return Verdict(cause_of(error), error.message, error.hint, permanent=isinstance(error, HOPELESS))
+            return verdict_on(error)
         case JobCancelled():
             return Verdict("pull cancelled", error.message, "pull or load it again", permanent=True)
         case VllmdError():

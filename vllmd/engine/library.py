@@ -272,8 +272,8 @@ def _said(job: Job[Path], last: Last, secrets: Sequence[str], line: str) -> None
     if key == "progress":
         job.report(*value)
     elif key == "error":
-        code, message, hint = (redacted(str(each), secrets) for each in value)
-        raise kind_of(code)(message, hint)
+        code, message, hint = (redacted(str(each), secrets) for each in value[:3])
+        raise kind_of(code)(message, hint, *value[3:])
     elif key == "done":
         last.is_done = True
     else:

@@ -5,7 +5,7 @@ the event loop, and to kill it is to cancel it. It says what it does in lines of
 
     {"line": "…"}                     for people
     {"progress": ["downloading", done, total]}
-    {"error": [code, message, hint]}  the last line, if it failed
+    {"error": [code, message, hint]}  the last line, if it failed; of RateLimited the seconds too
     {"done": true}                    the last line, if not
 
 It dies with the process that started it (PR_SET_PDEATHSIG, prctl(2)): what has come stays, and the next one goes on.
@@ -34,7 +34,7 @@ from vllmd.engine.manifest import File, Manifest, Manifests
 from vllmd.engine.selection import chosen, has_weights
 from vllmd.engine.transfer import PIECE_BYTES, Place, fetch, link
 from vllmd.engine.verifying import Say, verify
-from vllmd.errors import NoSpace, NotOnHub, PullError, outcome_of
+from vllmd.errors import NoSpace, NotOnHub, PullError, RateLimited, outcome_of
 from vllmd.provisions import size
 
 AT_ONCE = 8
@@ -253,7 +253,8 @@ def run(text: str, say: Say) -> int:
     try:
         carry_out(order, say)
     except PullError as error:
-        say("error", [outcome_of(error).code, error.message, error.hint])
+        more = [error.retry_after_s] if isinstance(error, RateLimited) else []
+        say("error", [outcome_of(error).code, error.message, error.hint, *more])
         return 1
     say("done", True)
     return 0
