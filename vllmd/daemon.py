@@ -119,7 +119,8 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
     print(settling.machine.reason)
     settings = settling.of_all(config, settling.choices.now)
     folder = Path(config.paths.state) / "environments"
-    print(_run(ensure(settings.requirement, folder, settings.python, print, index=settings.index)).root)
+    built = ensure(settings.requirement, folder, settings.python, print, index=settings.index, asker="vllmd --install")
+    print(_run(built).root)
     return 0
 
 

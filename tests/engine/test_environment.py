@@ -5,7 +5,9 @@ import os
 import select
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -431,10 +433,17 @@ async def test_cancelling_kills_every_process_and_removes_the_rest(environments:
 
 async def test_two_at_once_build_once(environments: Path) -> None:
     lines: list[str] = []
-    both = await asyncio.gather(*(ensure("vllm==0.0.1", environments, "", lines.append) for _ in range(2)))
+    alive = Counter[str]()
+
+    async def by(asker: str) -> Environment:
+        tick = partial(alive.update, [asker])
+        return await ensure("vllm==0.0.1", environments, "", lines.append, asker=asker, alive=tick)
+
+    both = await asyncio.gather(by("tiny"), by("tiny"))
     assert both[0] == both[1]
     assert lines.count("creating the environment") == 1
-    assert [line for line in lines if line.startswith("waiting for another process")]
+    assert lines.count("waiting for the installation that tiny has begun") == 1
+    assert alive["tiny"] >= 1, "that the other one is at work is told for as long as it is waited for"
 
 
 async def test_after_kill_9_the_next_one_waits_for_the_orphan_and_builds_anew(
@@ -454,7 +463,7 @@ async def test_after_kill_9_the_next_one_waits_for_the_orphan_and_builds_anew(
     waiting = asyncio.Event()
 
     def report(line: str) -> None:
-        if line.startswith("waiting for another process"):
+        if line == "waiting for the installation that another process has begun":
             waiting.set()
 
     task = asyncio.create_task(ensure("vllm==0.0.1", environments, "", report))

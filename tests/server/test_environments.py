@@ -5,10 +5,12 @@ listens and never answers, and 9 never tells its version, so that its installati
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from waiting import until, until_sync
 from wheels import engine, settings, write_wheel
 
 from vllmd.engine.distributions import repair_of
+from vllmd.engine.environment import environment_path, find_interpreter
 from vllmd.engine.variants import look, requirement, suited
 
 ENVIRONMENTS = "/api/environments"
@@ -253,6 +256,26 @@ def test_after_kill_9_of_daemon_and_installer_nothing_is_left_and_all_goes_on(wh
         until_sync(lambda: leftovers(daemon) == [], "the leftovers to be swept")
         assert list(installed(daemon)) == ["2"]
         assert runs_in(daemon).startswith("vllm-2-"), "the choice has survived"
+    finally:
+        daemon.see_to_its_end()
+
+
+def test_a_start_waits_for_the_installation_of_another_for_longer_than_its_own_patience(wheels: Path) -> None:
+    impatient = {**PATIENCE, "startup_stall_s": 4}
+    daemon = Daemon(environ=settings(wheels), environment={"path": "", "requirement": "vllm==1"}, supervision=impatient)
+    root = environment_path("vllm==1", daemon.folder / "s/environments", asyncio.run(find_interpreter("")))
+    root.parent.mkdir(parents=True)
+    try:
+        with root.with_name(f".{root.name}.lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            print("the installation that another model has begun", file=held, end="", flush=True)
+            daemon.start(ready=False)
+            until_sync(lambda: daemon.model().phase == "waiting for another", "the start to wait", 60)
+            until_sync(lambda: time.time() - daemon.model().since > 10, "more than twice its patience to pass", 60)
+            assert (daemon.model().phase, daemon.model().generation) == ("waiting for another", 1)
+            assert daemon.log.count("waiting for the installation that another model has begun") == 1
+        daemon.wait_for("ready", 60)
+        assert daemon.model().generation == 1
     finally:
         daemon.see_to_its_end()
 

@@ -1,11 +1,13 @@
 """Models that a daemon pulls: at a load, when asked, in a job that outlives who asked; and off the disk again."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -224,6 +226,24 @@ def test_a_hub_that_is_away_is_waited_for_without_end(hub: LoopbackHub, begin: B
     hub.faults.status = {}
     daemon.wait_for("ready", 90)
     assert len(list(daemon.folder.rglob("incidents/*.json"))) == 1, "a night without a hub is one incident"
+
+
+def test_a_load_waits_for_whoever_fetches_the_same_for_longer_than_its_own_patience(begin: Begin) -> None:
+    daemon = begin(model=str(ROOT), ready=False)
+    daemon.wait_for("ready")
+    lock = shelf_of(daemon).lock
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        model = {**daemon.tiny(), "model": REPO}
+        daemon.configure({}, {"models": {"tiny": model}, "supervision": {"startup_stall_s": 4}})
+        assert daemon.fetch("/api/reload", "POST")[0] == 200
+        until_sync(lambda: daemon.model().phase == "waiting for another", "the load to wait", 60)
+        generation = daemon.model().generation
+        until_sync(lambda: time.time() - daemon.model().since > 10, "more than twice its patience to pass", 60)
+        assert (daemon.model().phase, daemon.model().generation) == ("waiting for another", generation)
+    daemon.wait_for("ready", 90)
+    assert daemon.model().generation == generation
 
 
 def test_events_tell_of_jobs(hub: LoopbackHub, begin: Begin) -> None:

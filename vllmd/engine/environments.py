@@ -72,7 +72,7 @@ class Environments:
 
     async def install(self, requirement: str, python: str, index: str, report: Report) -> Installed:
         """Finds or builds the environment for a requirement. Raises InstallError."""
-        built = await ensure(requirement, self._folder, python, report, self._find_installer, index)
+        built = await ensure(requirement, self._folder, python, report, self._find_installer, index, "an administrator")
         record = records.read(built.root)
         assert record is not None, "its name tells as much"
         return Installed(built.root, record)

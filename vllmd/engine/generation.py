@@ -26,6 +26,7 @@ from vllmd.engine.process import Process, adopt, spawn
 from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.verdict import explain
+from vllmd.engine.whole import WAITING
 from vllmd.errors import InstallError, JobCancelled, PullError, UnknownFlags, VllmdError
 from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
@@ -202,7 +203,15 @@ class Generation:
         if settings.path:
             return self._plan.existing_environment()
         folder = self._plan.state / "environments"
-        return await ensure(settings.requirement, folder, settings.python, self._take_install, index=settings.index)
+        return await ensure(
+            settings.requirement,
+            folder,
+            settings.python,
+            self._take_install,
+            index=settings.index,
+            asker=self._plan.name,
+            alive=self._on_work,
+        )
 
     async def _needs(self) -> tuple[Environment, Path | None]:
         """All that an engine needs before it can start: an environment that knows its flags, and its model."""
@@ -308,16 +317,17 @@ class Generation:
 
     def _take_install(self, line: str) -> None:
         line = redacted(line, self._secrets)
-        self._report(Progress(Phase.INSTALLING))
+        self._report(Progress(Phase.WAITING if line.startswith(WAITING) else Phase.INSTALLING))
         self.lines.append(line)
         self._on_line(line)
 
     def _take_pull(self, status: JobStatus) -> None:
-        """News of a download; bytes that came are a sign of life."""
-        if self._pull is None or status.done != self._pull.done:
+        """News of a download; bytes that came are a sign of life, and so is that another one is not over yet."""
+        is_waiting = status.phase.startswith(WAITING)
+        if self._pull is None or status.done != self._pull.done or is_waiting:
             self._on_work()
         self._pull = status
-        self._report(Progress(Phase.DOWNLOADING, status.percent))
+        self._report(Progress(Phase.WAITING) if is_waiting else Progress(Phase.DOWNLOADING, status.percent))
 
     def _take_line(self, line: str) -> None:
         if line.endswith(TRACE):  # nobody but vllmd can have asked

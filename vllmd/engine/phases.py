@@ -16,6 +16,8 @@ from enum import StrEnum
 class Phase(StrEnum):
     """What a starting engine is doing, in the order in which it happens; the values are shown to people."""
 
+    WAITING = "waiting for another"
+    """Somebody else installs or downloads what it needs as well."""
     INSTALLING = "installing"
     STARTING_UP = "starting up"
     DOWNLOADING = "downloading"

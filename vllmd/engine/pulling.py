@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def _pull(order: Order, agreed: Manifest | None, shelf: Shelf, hub: Hub, manifes
     free = shutil.disk_usage(shelf.root).free
     check_room(manifest.size - shelf.there(manifest), free, manifest.subject, shelf.hub)
     manifests.pending.put(manifest)
-    with _telling(shelf, manifest, say):
+    with _repeated(partial(_tell, shelf, manifest, say)):
         _fetch_all(manifest, shelf, lambda file: hub.place(manifest, file))
     _note(shelf, manifest)
     manifests.put(manifest)
@@ -215,22 +216,29 @@ def _be_alone(shelf: Shelf, say: Say) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         say("line", "waiting for another process that works on the same model")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _repeated(lambda: say("progress", ["waiting for another process", None, None])):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _tell(shelf: Shelf, manifest: Manifest, say: Say) -> None:
+    """Tells how much has come, by what lies on the disk."""
+    done = shelf.there(manifest)
+    say("progress", ["downloading" if done < manifest.size else "verifying", done, manifest.size])
 
 
 @contextmanager
-def _telling(shelf: Shelf, manifest: Manifest, say: Say) -> Iterator[None]:
-    """Tells how much has come, by what lies on the disk, until the block is left."""
+def _repeated(tell: Callable[[], None]) -> Iterator[None]:
+    """Calls `tell` now and then until the block is left, and once more then."""
     over = threading.Event()
 
-    def tell() -> None:
+    def run() -> None:
         is_last = False
         while not is_last:
-            is_last, done = over.is_set(), shelf.there(manifest)
-            say("progress", ["downloading" if done < manifest.size else "verifying", done, manifest.size])
+            is_last = over.is_set()
+            tell()
             over.wait(PROGRESS_S)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield
