@@ -177,7 +177,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         relay = Relay(current, supervisors, feed, calls, accounts, tallies.requests.add, tallies.lag.observe)
         reload = Reload(read, settling.plans, current, supervisors, calls, relay, (accounts, census), notifier)
         upgrade = Upgrade(current, settling, environments, supervisors, calls)
-        versions = Versions(current, settling, environments, supervisors, upgrade, jobs)
+        versions = Versions(current, settling, environments, supervisors, upgrade, jobs, calls)
         addresses = addresses_of(sockets)
         app = build(
             current,

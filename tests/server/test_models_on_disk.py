@@ -99,9 +99,11 @@ def test_a_load_fetches_what_is_missing_and_is_pinned(hub: LoopbackHub, begin: B
         return model.phase == "downloading" and (model.percent or 0) > 5 and model.eta_s is not None
 
     until_sync(is_seen, "the load to say how far it is, and how long still", 60)
-    assert pull(daemon) == pull(daemon, model="tiny"), "who asks for the same joins"
+    asked_for = pull(daemon)
+    assert asked_for == pull(daemon, model="tiny"), "who asks for the same joins"
     hub.faults.pace_s = 0
     daemon.wait_for("ready", 90)
+    assert ended(daemon, asked_for)["state"] == "done", "it came after the load's own, which asks for no newer commit"
     commit = hub.heads[REPO]["main"]
     (started,) = [each["argv"] for each in daemon.journal("start")]
     snapshot = shelf_of(daemon).snapshot(commit)

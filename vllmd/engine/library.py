@@ -39,6 +39,9 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_X
 NO_VERDICT = (HubUnreachable, RateLimited, PullError)
 """What says nothing of the model, as that the cache may not be written: vLLM may start with what lies there."""
 
+NEWEST = "newest"
+"""What a pull brings and the completion of an earlier one does not: the commit that the revision is now."""
+
 
 async def as_configured(plan: Plan, told: Told) -> Path | None:
     """What the plan says is what vLLM gets."""
@@ -126,16 +129,21 @@ class Library:
         return Wanted(name, revision, (), self._surroundings)
 
     def pull(self, wanted: Wanted, verb: Verb = Verb.PULL) -> Job[Path]:
-        """Fetches a model as it is on the hub now, in a job."""
-        return self._jobs.ask(Kind.PULL, wanted.subject, lambda job: self._work(wanted, verb, job))
+        """Fetches a model as it is on the hub now, in a job; after one that brings less, if that is under way."""
+        brings = frozenset({json.dumps(sorted(wanted.patterns)), *([NEWEST] if verb is Verb.PULL else [])})
+        return self._jobs.ask(Kind.PULL, wanted.subject, lambda job: self._work(wanted, verb, job), brings)
 
     def verify(self, wanted: Wanted, *, repair: bool) -> Job[Path]:
         """Compares a model's files with what they should be, in a job."""
         verb = Verb.REPAIR if repair else Verb.VERIFY
-        return self._jobs.ask(Kind.VERIFY, wanted.subject, lambda job: self._work(wanted, verb, job))
+        brings = frozenset([verb.value] if repair else [])
+        return self._jobs.ask(Kind.VERIFY, wanted.subject, lambda job: self._work(wanted, verb, job), brings)
 
     async def provide(self, plan: Plan, told: Told) -> Path | None:
         """`Provide`: fetches what is missing; a model that is whole costs a look at its files, and no question.
+
+        One that was pulled for other `files`, or another `load-format`, gets what it lacks of the same commit. While
+        nobody can be asked for that, what is there has to do.
 
         Raises:
             PullError: it cannot be had.
@@ -143,25 +151,25 @@ class Library:
         wanted = wanted_by(plan)
         if wanted is None:
             return None
-        if (found := await asyncio.to_thread(self._whole, wanted)) is not None:
+        found, has_all = await asyncio.to_thread(self._whole, wanted)
+        if has_all or is_offline(wanted.environ):
             return found
-        if is_offline(wanted.environ):
-            return None
         job = self.pull(wanted, Verb.COMPLETE)
         try:
             with job.followed(told):
                 return await job.result()
         except PullError as error:
-            if type(error) not in NO_VERDICT or not wanted.shelf.has_some(wanted.revision):
+            if type(error) not in NO_VERDICT or not (found or wanted.shelf.has_some(wanted.revision)):
                 raise
             log.warning("%s: %s: taking what is in the cache", wanted.subject, error.message)
-            return None
+            return found
 
-    def _whole(self, wanted: Wanted) -> Path | None:
+    def _whole(self, wanted: Wanted) -> tuple[Path | None, bool]:
+        """Where the model lies if all is there that was pulled, and whether that is all that is wanted."""
         manifest = self._manifests.find(wanted.repo, wanted.revision)
         if manifest is None or not wanted.shelf.is_whole(manifest):
-            return None
-        return wanted.shelf.snapshot(manifest.commit)
+            return None, False
+        return wanted.shelf.snapshot(manifest.commit), manifest.covers(wanted.patterns)
 
     async def _work(self, wanted: Wanted, verb: Verb, job: Job[Path]) -> Path:
         is_known = self._manifests.find(wanted.repo, wanted.revision) is not None

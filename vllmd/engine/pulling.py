@@ -56,7 +56,8 @@ class Verb(StrEnum):
     """Ask the hub what the revision is now, and fetch that."""
 
     COMPLETE = "complete"
-    """Fetch what is missing of what was pulled, if anything was; else like PULL."""
+    """Fetch what is missing of what was pulled, and other files of that commit if others are wanted now. Where nothing
+    was pulled, like PULL."""
 
     VERIFY = "verify"
     """Compare what lies on disk with its digests."""
@@ -121,7 +122,7 @@ class Hub:
             raise NotOnHub(
                 f"{repo} holds no weights that vLLM loads", "those are safetensors, .bin and .pt; or set `files`"
             )
-        manifest = Manifest(repo, revision, info.sha or "", files, time.time())
+        manifest = Manifest(repo, revision, info.sha or "", files, time.time(), selections=(tuple(patterns),))
         if not manifest.is_sound:
             raise PullError(f"what the model hub says of the files of {repo} makes no sense", "is HF_ENDPOINT a hub?")
         return manifest
@@ -161,10 +162,13 @@ def carry_out(order: Order, say: Say) -> None:
 
 
 def _pull(order: Order, agreed: Manifest | None, shelf: Shelf, hub: Hub, manifests: Manifests, say: Say) -> None:
-    if agreed is None:
-        say("progress", ["asking the hub", None, None])
-        agreed = hub.manifest(order.repo, order.revision, order.patterns)
     manifest = agreed
+    if manifest is None:
+        say("progress", ["asking the hub", None, None])
+        manifest = hub.manifest(order.repo, order.revision, order.patterns)
+    elif order.verb == Verb.COMPLETE and not manifest.covers(order.patterns):
+        say("progress", ["asking the hub", None, None])
+        manifest = manifest.joined(hub.manifest(order.repo, manifest.commit, order.patterns))
     free = shutil.disk_usage(shelf.root).free
     check_room(manifest.size - shelf.there(manifest), free, manifest.subject, shelf.hub)
     manifests.pending.put(manifest)

@@ -57,7 +57,7 @@ def build(
     prompt = Prompt(relay, current, accounts)
     control = Control(current, supervisors, feed, jobs, calls, accounts, addresses)
     logs = Logs(current, supervisors)
-    work, stored = Work(current, jobs), Stored(current, supervisors, library)
+    work, stored = Work(current, jobs), Stored(current, supervisors, library, calls)
     requests = Requests(calls, current)
     assets = Assets(current, dict(read(FOLDER)))
     incidents = Incidents(current, supervisors.keys(), archive_in(Path(current.config.paths.state)))

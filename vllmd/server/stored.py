@@ -15,6 +15,7 @@ from vllmd.errors import RequestError
 from vllmd.lifecycle import State
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import json_response, read_body, read_json
+from vllmd.server.calls import Calls
 from vllmd.settings import Problem, read
 from vllmd.wire import PullRequest
 
@@ -28,12 +29,14 @@ class Stored:
         current: who may administer, and what bodies may be like.
         supervisors: who uses what.
         library: the models on the disk.
+        calls: whether vllmd still takes any.
     """
 
-    def __init__(self, current: Current, supervisors: Mapping[str, Supervisor], library: Library) -> None:
+    def __init__(self, current: Current, supervisors: Mapping[str, Supervisor], library: Library, calls: Calls) -> None:
         self._current = current
         self._supervisors = supervisors
         self._library = library
+        self._calls = calls
 
     async def list(self, request: web.Request) -> web.Response:
         """The models on the disk, each of their commits."""
@@ -65,6 +68,7 @@ class Stored:
 
     async def _asked(self, request: web.Request) -> PullRequest:
         require_administrator(identify(request), self._current.config.access.admin_group)
+        self._calls.refuse_if_closed()
         table = read_json(await read_body(request, self._current.config.limits))
         problems: list[Problem] = []
         asked = read(PullRequest, table, "", problems)
