@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from wheels import settings, write_wheel
 
+from vllmd.config import EnvironmentSettings
 from vllmd.engine import records, whole
 from vllmd.engine.distributions import Repair, overrides, pinned, repair_of
 from vllmd.engine.environment import Environment, Interpreter, ensure, environment_path, find_interpreter
+from vllmd.engine.environments import Environments
 from vllmd.engine.installer import (
     diagnosis,
     explained,
@@ -501,6 +503,16 @@ async def test_what_was_left_is_swept_when_nobody_works_on_it_any_more(environme
         assert len(visible(environments)) == 2, "what could be somebody's stays as long as the lock is held"
     await task
     assert visible(environments) == [root.name]
+
+
+async def test_an_interpreter_is_asked_once_for_all_who_want_the_list(environments: Path) -> None:
+    python, asked = environments / "python", environments / "asked"
+    python.write_text(f'#!/bin/sh\necho >> {asked}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    every, wanted = Environments(environments), EnvironmentSettings("vllm==0.0.1", python=str(python))
+    found = await asyncio.gather(*(every.root_of(wanted) for _ in range(20)))
+    assert set(found) == {environment_path("vllm==0.0.1", environments, await find_interpreter(str(python)))}
+    assert len(asked.read_text().splitlines()) == 2, "once for all of them, and once for this test"
 
 
 async def test_one_is_removed_as_a_whole(environments: Path) -> None:

@@ -105,6 +105,8 @@ class Library:
         self._manifests = Manifests(self._directory)
         self._surroundings = surroundings
         self._plans = plans
+        self.changes = 0
+        """How often something on the disk was changed here."""
 
     # ── to have them ──
 
@@ -191,7 +193,10 @@ class Library:
         environ = {**wanted.environ, **QUIET, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         argv = [sys.executable, "-P", "-m", "vllmd.engine.pulling", encode(order)]
         last = Last()
-        status = await run(argv, {}, partial(_said, job, last, secrets), secrets=environ)
+        try:
+            status = await run(argv, {}, partial(_said, job, last, secrets), secrets=environ)
+        finally:
+            self.changes += 1
         if not last.is_done:
             raise PullError(f"the program that fetches {wanted.repo} ended with status {status}", "see the log")
         manifest = self._manifests.find(wanted.repo, wanted.revision)
@@ -232,6 +237,7 @@ class Library:
             freed = stock.remove(wanted.shelf, commits)
         except BlockingIOError:
             raise InUse(f"{wanted.repo} is in use by another process that fetches it", "wait for its end") from None
+        self.changes += 1
         for manifests in (self._manifests, self._manifests.pending):
             for each in list(manifests):
                 if each.repo == wanted.repo and each.commit in commits:

@@ -10,6 +10,7 @@ from vllmd import wire
 from vllmd.config import Current
 from vllmd.engine.jobs import Job
 from vllmd.engine.library import Library
+from vllmd.engine.shared import Shared
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError
 from vllmd.lifecycle import State
@@ -18,6 +19,9 @@ from vllmd.server.bodies import json_response, read_body, read_json
 from vllmd.server.calls import Calls
 from vllmd.settings import Problem, read
 from vllmd.wire import PullRequest
+
+FRESH_S = 1.0
+"""How old a list may be while nothing was changed here."""
 
 _AT_REST = (State.STOPPED, State.FAILED)
 
@@ -37,10 +41,11 @@ class Stored:
         self._supervisors = supervisors
         self._library = library
         self._calls = calls
+        self._listing = Shared(lambda: asyncio.to_thread(library.stored), FRESH_S)
 
     async def list(self, request: web.Request) -> web.Response:
-        """The models on the disk, each of their commits."""
-        found = await asyncio.to_thread(self._library.stored)
+        """The models on the disk, each of their commits. All who ask at once share one walk through the cache."""
+        found = await self._listing.get(self._library.changes)
         return json_response({"models": [wire.to_json(each) for each in found]})
 
     async def pull(self, request: web.Request) -> web.Response:
