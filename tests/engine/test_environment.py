@@ -506,6 +506,7 @@ async def test_what_was_left_is_swept_when_nobody_works_on_it_any_more(environme
 
 
 async def test_an_interpreter_is_asked_once_for_all_who_want_the_list(environments: Path) -> None:
+    environments.mkdir(exist_ok=True)
     python, asked = environments / "python", environments / "asked"
     python.write_text(f'#!/bin/sh\necho >> {asked}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
