@@ -120,6 +120,7 @@ def test_a_load_fetches_what_is_missing_and_is_pinned(hub: LoopbackHub, begin: B
     assert daemon.order("restart", wait=True)[0] == 200
     assert len(hub.asked) == asked
     assert ended(daemon, pull(daemon))["state"] == "done"
+    assert ctl(daemon, "rm", "--unused").stdout == "0 B freed\n", "the engine is made of it"
     assert daemon.order("restart", wait=True)[0] == 200
     assert str(shelf_of(daemon).snapshot(moved)) in daemon.journal("start")[-1]["argv"]
     assert TOKEN not in daemon.log
@@ -132,9 +133,10 @@ def test_a_load_fetches_what_is_missing_and_is_pinned(hub: LoopbackHub, begin: B
     listed = {each["commit"]: each for each in daemon.fetch("/api/models/local")[1]["models"]}
     assert listed[moved]["used_by"] == ["tiny"]
     assert (listed[moved]["complete"], listed[moved]["size"]) == (True, SIZE)
+    assert ctl(daemon, "rm", "--unused").stdout == f"{REPO}@{commit}: removed\n700 kB freed\n"
     assert daemon.order("unload", wait=True)[0] == 200
-    answer = daemon.fetch(f"/api/models/local/{REPO}@{commit[:8]}", "DELETE")
-    assert answer == (200, {"model": f"{REPO}@{commit[:8]}", "freed": len(MORE)})
+    answer = daemon.fetch(f"/api/models/local/{REPO}@{moved[:8]}x", "DELETE")
+    assert answer[1]["error"]["code"] == "not_on_hub"
     assert ctl(daemon, "verify", "tiny").stdout == f"{REPO}: whole, 3.7 MB\n"
     assert ctl(daemon, "rm", "tiny").stdout == "tiny: removed, 3.7 MB freed\n"
     assert not shelf_of(daemon).root.exists()

@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vllmd.engine import stock
+from vllmd.engine import stock, unused
 from vllmd.engine.hub import Shelf, cache_of, is_name, is_of_modelscope, is_offline, is_revision
 from vllmd.engine.jobs import Job, Jobs, Kind
 from vllmd.engine.manifest import Manifest, Manifests, split, subject_of
@@ -231,18 +231,38 @@ class Library:
                 raise InUse(f"{wanted.repo} is in use by a job: {kind}", "see:  vllmctl jobs")
         known = [each for each in self._known() if each.repo == wanted.repo]
         commits = stock.commits(wanted.shelf, known, split(name)[1])
-        if not commits and not wanted.shelf.root.exists():
+        if not commits and (split(name)[1] or not wanted.shelf.root.exists()):
             raise NotOnHub(f"there is no {name} on this disk", "see:  vllmctl models --local")
         try:
             freed = stock.remove(wanted.shelf, commits)
         except BlockingIOError:
             raise InUse(f"{wanted.repo} is in use by another process that fetches it", "wait for its end") from None
         self.changes += 1
-        for manifests in (self._manifests, self._manifests.pending):
+        for manifests in (self._manifests, self._manifests.pending, self._manifests.superseded):
             for each in list(manifests):
                 if each.repo == wanted.repo and each.commit in commits:
                     manifests.drop(each)
         return freed
+
+    def prune(self, lines: Collection[bytes], starting: Collection[Plan]) -> tuple[list[str], int]:
+        """Takes off the disk what was pulled here and has made way for a newer commit. Not for the event loop.
+
+        Args:
+            lines: the command lines of all engines, which name the commit that each is made of.
+            starting: what is about to have one.
+
+        Returns:
+            What is gone, as people write it, and how many bytes that freed.
+        """
+        wanted = [found for plan in self._plans() if (found := wanted_by(plan))]
+        about_to = {found.repo for plan in starting if (found := wanted_by(plan))}
+
+        def in_memory(manifest: Manifest) -> bool:
+            return manifest.repo in about_to or any(manifest.commit.encode() in line for line in lines)
+
+        pins = {(each.repo, each.revision) for each in wanted}
+        self.changes += 1
+        return unused.prune(self._manifests, self._hubs(), pins, in_memory)
 
     def uses(self, plan: Plan, name: str) -> bool:
         """Whether a plan's engine is made of the repository that is meant by `name`."""

@@ -139,6 +139,18 @@ class Manifests:
         """Those of which not all has come yet."""
         return Manifests(self._directory / "pending")
 
+    @property
+    def superseded(self) -> "Manifests":
+        """Those that another commit has taken the place of, each under its own commit."""
+        return Manifests(self._directory / "superseded")
+
+    def supersede(self, manifest: Manifest) -> None:
+        """Notes what a manifest is about to take the place of, whole or pending, if that is another commit."""
+        for each in (self, self.pending):
+            before = each.find(manifest.repo, manifest.revision)
+            if before and before.commit != manifest.commit:
+                self.superseded.put(replace(before, revision=before.commit))
+
     def __iter__(self) -> Iterator[Manifest]:
         for path in sorted(self._directory.glob("*.json")):
             if (manifest := _read(path)) is not None:

@@ -171,6 +171,7 @@ def _pull(order: Order, agreed: Manifest | None, shelf: Shelf, hub: Hub, manifes
         manifest = manifest.joined(hub.manifest(order.repo, manifest.commit, order.patterns))
     free = shutil.disk_usage(shelf.root).free
     check_room(manifest.size - shelf.there(manifest), free, manifest.subject, shelf.hub)
+    manifests.supersede(manifest)
     manifests.pending.put(manifest)
     with _repeated(partial(_tell, shelf, manifest, say)):
         _fetch_all(manifest, shelf, lambda file: hub.place(manifest, file))

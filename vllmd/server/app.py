@@ -97,6 +97,7 @@ def build(
             web.get("/api/models/{name:.+}/fit", Fits(current, supervisors).fit),
             web.post(routes.PULL, stored.pull),
             web.post(routes.VERIFY, stored.verify),
+            web.post(routes.PRUNE, stored.prune),
             web.get(routes.LOCAL, stored.list),
             web.delete(routes.LOCAL + "/{name:.+}", stored.remove),
             web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),

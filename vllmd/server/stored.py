@@ -66,6 +66,16 @@ class Stored:
         freed = await asyncio.to_thread(self._library.remove, name, self._users(name))
         return json_response({"model": name, "freed": freed})
 
+    async def prune(self, request: web.Request) -> web.Response:
+        """Takes off the disk what was pulled and has made way for a newer commit, unless an engine is made of it."""
+        require_administrator(identify(request), self._current.config.access.admin_group)
+        self._calls.refuse_if_closed()
+        living = [each for each in self._supervisors.values() if each.engine.state not in _AT_REST]
+        lines = [line for each in living if (line := _command_line(each.status.pid))]
+        starting = [each.plan for each in living if not _command_line(each.status.pid)]
+        gone, freed = await asyncio.to_thread(self._library.prune, lines, starting)
+        return json_response({"removed": gone, "freed": freed})
+
     def _users(self, name: str) -> Sequence[str]:
         """The models in memory that are made of the same repository."""
         loaded = [each for each in self._supervisors.values() if each.engine.state not in _AT_REST]
@@ -82,6 +92,14 @@ class Stored:
         if not asked.model:
             raise RequestError("model: missing", 'send {"model": "Qwen/Qwen2-7B-Instruct"}', param="model")
         return asked
+
+
+def _command_line(pid: int | None) -> bytes:
+    """Of a process that lives; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() if pid else b""
+    except OSError:
+        return b""
 
 
 def _begun(job: Job[Path]) -> web.Response:
