@@ -227,6 +227,9 @@ def test_a_hub_that_is_away_is_waited_for_without_end(hub: LoopbackHub, begin: B
     refused = asyncio.run(daemon.unix.ask("/api/prompt", {"prompt": "hi"}, headers={"X-Vllmd-Wait": "0"}))
     assert refused.status == 503
     assert int(refused.header("retry-after")) > 0
+    status, told = daemon.order("load", wait=True)
+    assert (status, told["error"]["code"]) == (503, "not_ready"), "who gives orders is not kept waiting for all of it"
+    assert "answers 503" in told["error"]["message"]
     hub.faults.status = {}
     daemon.wait_for("ready", 90)
     assert len(list(daemon.folder.rglob("incidents/*.json"))) == 1, "a night without a hub is one incident"
