@@ -203,7 +203,7 @@ class Residents:
         match answer:
             case Answer.GRANTED:
                 stay.grant()
-            case Answer.YIELDS:
+            case Answer.YIELDS if not stay.is_told_to_go:
                 log.info("%s: has no room beside the others; it is loaded when somebody asks for it", stay.owner.name)
                 stay.turn_out()
             case Answer.SHORT:

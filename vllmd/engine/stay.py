@@ -117,6 +117,7 @@ class Stay:
 
         It takes back what it gave, and asks for nothing more.
         """
+        await self.look()  # what it saw last may be hours old
         self.is_here = False
         self.let_in()
         try:
