@@ -12,7 +12,8 @@ after_stop.  Restart, unload and "replace it, it is sick" are one state, STOPPIN
 no wish beside the state that could contradict it.
 
 Forgiveness.  A crash is forgotten only after READY has lasted for `stable_after_s`. A model that loads and dies on its
-first request therefore runs out of restarts instead of restarting for ever. An operator's restart is no crash.
+first request therefore runs out of restarts instead of restarting for ever. An operator's restart is no crash, and a
+start that fails because others are away for a while (`Verdict.retry_after_s`) is none of the engine's.
 
 Stall.  A start may take as long as it likes while something moves. Only `startup_stall_s` without a sign of progress
 makes it a failure. An engine that takes a health check and brings no token has come to the end of its start, and does
@@ -96,9 +97,12 @@ def _stop_as_asked(engine: Engine, then: State, policy: Policy) -> Step:
 
 def _blame(engine: Engine, verdict: Verdict, policy: Policy) -> Engine:
     """Counts a failure; `after_stop` then says whether another try is worth it."""
+    if verdict.retry_after_s is not None:
+        return replace(engine, setbacks=engine.setbacks + 1, verdict=verdict, after_stop=State.BACKOFF)
     crashes = engine.crashes + 1
     hopeless = verdict.permanent or crashes > policy.restart_limit
-    return replace(engine, crashes=crashes, verdict=verdict, after_stop=State.FAILED if hopeless else State.BACKOFF)
+    after_stop = State.FAILED if hopeless else State.BACKOFF
+    return replace(engine, crashes=crashes, setbacks=0, verdict=verdict, after_stop=after_stop)
 
 
 def _rest(engine: Engine, policy: Policy) -> Step:
@@ -106,9 +110,14 @@ def _rest(engine: Engine, policy: Policy) -> Step:
     if engine.after_stop is State.STARTING:
         return _spawn(engine, policy)
     if engine.after_stop is State.BACKOFF:
-        pause = SetTimer(Timer.BACKOFF, policy.backoff_s(engine.crashes), BACKOFF_JITTER)
+        pause = SetTimer(Timer.BACKOFF, _pause_s(engine, policy), BACKOFF_JITTER)
         return replace(engine, state=State.BACKOFF), (pause,)
     return replace(engine, state=engine.after_stop), ()
+
+
+def _pause_s(engine: Engine, policy: Policy) -> float:
+    asked_for_s = (engine.verdict and engine.verdict.retry_after_s) or 0.0
+    return max(policy.backoff_s(max(engine.crashes, engine.setbacks)), asked_for_s)
 
 
 def _replace_sick(engine: Engine, verdict: Verdict, policy: Policy) -> Step:
@@ -261,7 +270,7 @@ def _not_yet(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _became_ready(engine: Engine, event: Event, policy: Policy) -> Step:
     effects = (SetTimer(Timer.STABLE, policy.stable_after_s), Probe(policy.probe_interval_s))
-    return replace(engine, state=State.READY, probe_failures=0, ordered=False, evicted=False), effects
+    return replace(engine, state=State.READY, probe_failures=0, setbacks=0, ordered=False, evicted=False), effects
 
 
 def _still_ready(engine: Engine, event: Event, policy: Policy) -> Step:

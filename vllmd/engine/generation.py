@@ -19,7 +19,7 @@ from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
 from vllmd.engine.flags import require_known
 from vllmd.engine.gauges import TRACE
-from vllmd.engine.hub_verdicts import HOPELESS, cause_of
+from vllmd.engine.hub_verdicts import verdict_on
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.library import Provide
 from vllmd.engine.phases import Phase, Progress, read_line
@@ -30,6 +30,7 @@ from vllmd.engine.sleeping import put_to_sleep, wake
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.stay import Stay
 from vllmd.engine.verdict import explain
+from vllmd.engine.whole import WAITING
 from vllmd.errors import InstallError, JobCancelled, PullError, UnknownFlags, VllmdError
 from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
@@ -228,7 +229,15 @@ class Generation:
         if settings.path:
             return self._plan.existing_environment()
         folder = self._plan.state / "environments"
-        return await ensure(settings.requirement, folder, settings.python, self._take_install, index=settings.index)
+        return await ensure(
+            settings.requirement,
+            folder,
+            settings.python,
+            self._take_install,
+            index=settings.index,
+            asker=self._plan.name,
+            alive=self._on_work,
+        )
 
     async def _needs(self) -> tuple[Environment, Path | None]:
         """All that an engine needs before it can start: an environment that knows its flags, and its model."""
@@ -336,16 +345,17 @@ class Generation:
 
     def _take_install(self, line: str) -> None:
         line = redacted(line, self._secrets)
-        self._report(Progress(Phase.INSTALLING))
+        self._report(Progress(Phase.WAITING if line.startswith(WAITING) else Phase.INSTALLING))
         self.lines.append(line)
         self._on_line(line)
 
     def _take_pull(self, status: JobStatus) -> None:
-        """News of a download; bytes that came are a sign of life."""
-        if self._pull is None or status.done != self._pull.done:
+        """News of a download; bytes that came are a sign of life, and so is that another one is not over yet."""
+        is_waiting = status.phase.startswith(WAITING)
+        if self._pull is None or status.done != self._pull.done or is_waiting:
             self._on_work()
         self._pull = status
-        self._report(Progress(Phase.DOWNLOADING, status.percent))
+        self._report(Progress(Phase.WAITING) if is_waiting else Progress(Phase.DOWNLOADING, status.percent))
 
     def _waits_for_memory(self) -> None:
         """It waits still; that others have their turn is no stall of its own."""
@@ -391,7 +401,7 @@ def _why_not(error: VllmdError | OSError) -> Verdict:
         case UnknownFlags():
             return Verdict(Cause.BAD_ARGUMENT, error.message, error.hint, permanent=True)
         case PullError():
-            return Verdict(cause_of(error), error.message, error.hint, permanent=isinstance(error, HOPELESS))
+            return verdict_on(error)
         case JobCancelled():
             return Verdict("pull cancelled", error.message, "pull or load it again", permanent=True)
         case VllmdError():

@@ -35,18 +35,20 @@ FREE_WITHIN_S = 20.0
 LONG_S = 3600.0
 """As good as for ever, for a timer."""
 
-_NO_ROOM_TO_WAKE = Verdict(Cause.DOES_NOT_FIT, "others have taken the memory that it gave back when it fell asleep")
+_NO_ROOM_TO_WAKE = Verdict(Cause.DOES_NOT_FIT, "others have taken the memory that it gave back", retry_after_s=0.0)
 
 _NOBODY_GOES = {
     Answer.HELD: Verdict(
         Cause.DOES_NOT_FIT,
         "the model does not fit beside those in memory, and none of them may be taken out",
         "unload one of those that are loaded by hand, or give each a smaller `gpu_memory_utilization`",
+        retry_after_s=0.0,
     ),
     Answer.FULL: Verdict(
         Cause.DOES_NOT_FIT,
         "as many models are in memory as may be, and none of them may be taken out",
         "unload one of those that are loaded by hand, or raise memory.max_models",
+        retry_after_s=0.0,
     ),
 }
 
@@ -201,7 +203,7 @@ class Residents:
         match answer:
             case Answer.GRANTED:
                 stay.grant()
-            case Answer.YIELDS:
+            case Answer.YIELDS if not stay.is_told_to_go:
                 log.info("%s: has no room beside the others; it is loaded when somebody asks for it", stay.owner.name)
                 stay.turn_out()
             case Answer.SHORT:

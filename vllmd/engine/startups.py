@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 KEEP = 64
 """Timelines in the file; the oldest make way."""
 
-ONCE_ONLY = (Phase.INSTALLING, Phase.WAITING_FOR_MEMORY, Phase.DOWNLOADING)
+ONCE_ONLY = (Phase.WAITING, Phase.INSTALLING, Phase.WAITING_FOR_MEMORY, Phase.DOWNLOADING)
 
 
 @dataclass(frozen=True)

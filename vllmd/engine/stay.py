@@ -117,6 +117,7 @@ class Stay:
 
         It takes back what it gave, and asks for nothing more.
         """
+        await self.look()  # what it saw last may be hours old
         self.is_here = False
         self.let_in()
         try:
@@ -285,7 +286,8 @@ class Stay:
 
 def does_not_fit(fit: Fit) -> Verdict:
     """Why an engine is not to be started."""
-    return Verdict(Cause.DOES_NOT_FIT, f"the model does not fit: {fit.reason}", fit.hint, fit.permanent)
+    message, passes_s = f"the model does not fit: {fit.reason}", None if fit.permanent else 0.0
+    return Verdict(Cause.DOES_NOT_FIT, message, fit.hint, fit.permanent, retry_after_s=passes_s)
 
 
 class Residence(Protocol):

@@ -379,6 +379,8 @@ class Supervisor:
             if self.engine.after_stop not in (State.BACKOFF, State.FAILED) or self.engine.verdict is None:
                 return
             verdict = self.engine.verdict
+        if verdict.retry_after_s is not None and self.engine.setbacks:
+            return  # a night without a hub is one incident
         if incident := self._archive.write(generation.report(verdict)):
             path = self._archive.path(incident.id)
             log.info("%s: what is known of its end: %s", self.name, path, extra=self._about)

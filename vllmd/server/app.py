@@ -115,15 +115,16 @@ def _maintaining(service: Service, reload: Reload) -> list[web.RouteDef]:
 def _versions(service: Service) -> Versions:
     current, settling, environments = service.current, service.settling, service.environments
     upgrade = Upgrade(current, settling, environments, service.supervisors, service.calls)
-    return Versions(current, settling, environments, service.supervisors, upgrade, service.jobs)
+    return Versions(current, settling, environments, service.supervisors, upgrade, service.jobs, service.calls)
 
 
 def _models(service: Service, control: Control) -> list[web.RouteDef]:
-    stored = Stored(service.current, service.supervisors, service.library)
+    stored = Stored(service.current, service.supervisors, service.library, service.calls)
     return [
         web.get("/api/models/{name:.+}/fit", Fits(service.current, service.supervisors).fit),
         web.post(routes.PULL, stored.pull),
         web.post(routes.VERIFY, stored.verify),
+        web.post(routes.PRUNE, stored.prune),
         web.get(routes.LOCAL, stored.list),
         web.delete(routes.LOCAL + "/{name:.+}", stored.remove),
         web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),

@@ -20,7 +20,7 @@ def not_ready(supervisor: Supervisor) -> Unavailable:
         return EngineFailed(f"{supervisor.name} failed: {verdict.message}", verdict.hint or "see: vllmctl status")
     if engine.state is State.STOPPED and not supervisor.on_demand:
         return NotReady(f"{supervisor.name} is not loaded", f"load it:  vllmctl load {supervisor.name}")
-    hint = verdict.hint if verdict and engine.crashes else ""
+    hint = verdict.hint if verdict and (engine.crashes or engine.setbacks) else ""
     return NotReady(f"{supervisor.name} is not ready: {supervisor.sentence()}", hint, retry_after_s(supervisor))
 
 
