@@ -58,6 +58,7 @@ async def whole(exchange: Exchange) -> Exchange:
     """Reads an answer to its end, however long it takes."""
     async for _ in exchange.pieces():
         pass
+    await exchange.leave()
     assert (exchange.status, exchange.whole) == (200, True), exchange.body
     return exchange
 
