@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from pairs import CHAT, Pair, pair, said
 from playwright.sync_api import Route, expect
 from waiting import until_sync
 
-from page.browser import Tab
+from page.browser import Tab, key_of
 from page.conftest import Visit
 from vllmd import sse
+from vllmd.keys import Scope
 
 LOOPS = ("uvloop",)
 
@@ -107,27 +109,38 @@ def test_a_question_to_a_model_that_is_not_loaded_waits_and_says_for_what(daemon
 @pytest.fixture
 def both() -> Iterator[Pair]:
     """A model goes on for half a second when it is always asked and another one waits."""
-    with pair(queue={"status_after_s": 0.05}, memory={"turn_s": 0.5}) as daemon:
+    with pair(memory={"turn_s": 0.5}) as daemon:
         yield daemon
 
 
-def test_a_model_that_sleeps_wakes_for_a_question_and_for_a_button(both: Pair, visit: Visit) -> None:
-    tab = visit(both)
+@pytest.fixture
+def keyed(tmp_path: Path) -> Iterator[tuple[Pair, str]]:
+    """It takes orders from whoever shows the key."""
+    key = key_of(tmp_path / "keys", "boss", Scope.ADMIN)
+    with pair(access={"keys": str(tmp_path / "keys")}) as daemon:
+        yield daemon, key
+
+
+def test_a_model_that_sleeps_wakes_for_a_question_and_for_a_button(keyed: tuple[Pair, str], visit: Visit) -> None:
+    daemon, key = keyed
+    tab = visit(daemon)
+    tab.forgive("401")
     tab.open()
+    tab.show_key(key)
     expect(tab.page.locator("#empty-state")).to_have_text("It is not loaded: a question loads it.")
     tab.ask("hello")
-    engine = both.model("a").pid
-    assert both.fetch(CHAT, "POST", said("b"))[0] == 200
+    engine = daemon.model("a").pid
+    assert daemon.fetch(CHAT, "POST", said("b"))[0] == 200
     expect(tab.page.locator("#model-state")).to_have_text("asleep")
     expect(tab.ask("are you there?").locator(".words")).to_contain_text("tok15")
-    assert both.states == {"a": "ready", "b": "asleep"}
-    assert both.model("a").pid == engine
+    assert daemon.states == {"a": "ready", "b": "asleep"}
+    assert daemon.model("a").pid == engine
     tab.open("#service")
     cards = tab.page.locator(".engine")
     expect(cards.locator(".state-word")).to_have_text(["ready", "asleep"])
     expect(cards.nth(0).locator(".start-phases")).to_contain_text("waking up")
     expect(cards.nth(1).locator(".facts")).to_contain_text("takes 1.0 GiB")
-    cards.nth(1).get_by_role("button", name="Load").click()
+    cards.nth(1).get_by_role("button", name="Load", exact=True).click()
     expect(cards.locator(".state-word")).to_have_text(["asleep", "ready"])
     unload = cards.nth(0).get_by_role("button", name="Unload")
     unload.click()

@@ -2,8 +2,8 @@
 
 A start is remembered as a timeline: when each phase began, and when the first token came. The same model with the same
 arguments in the same environment takes about as long again, so the place of the present phase in the old timeline says
-what is left. Starts that installed or downloaded something are not remembered: they will not be repeated. How long one waited
-for memory is the others' doing, and left out.
+what is left. Starts that installed or downloaded something are not remembered: they will not be repeated. How long one
+waited for memory is the others' doing, and left out.
 """
 
 import hashlib
