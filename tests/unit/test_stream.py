@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vllmd import sse
 from vllmd.engine.client import EngineClient, Exchange
-from vllmd.engine.http import Head, Headers
+from vllmd.engine.http import Head
 from vllmd.errors import StreamBroken, VllmdError
 from vllmd.server.calls import Call
 from vllmd.server.continuation import Seam
@@ -22,7 +22,7 @@ from vllmd.server.silence import DISCARD_S, Patience
 from vllmd.server.stream import Stream
 from vllmd.server.watch import Watch
 
-HEAD = Head(200, Headers([("content-type", "text/event-stream")]))
+HEAD = Head(200, {"content-type": "text/event-stream"})
 DONE = b"data: [DONE]\n\n"
 
 
@@ -128,7 +128,12 @@ class Engine:
         self.aborted_at: list[float] = []
         self.is_paused = False
         self.proved_at = 0.0
+        self.stops: Callable[[], bool] = lambda: False
         self._passage: Passage | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.stops()
 
     @property
     def passage(self) -> Passage:
@@ -181,12 +186,14 @@ def play(
     async def story() -> tuple[Engine, Stream, Recorder]:
         engine, door = Engine(), Recorder(shows)
         call = Call("id", "me", "m", "/v1/completions", b"{}", {}, streams, True)
-        stream = Stream(call, door, Patience(keepalive_s, stall_s, send_stall_s), None, is_stopping)
-        with Watch(0.25).over(stream):
-            carrying = asyncio.ensure_future(stream.carry(cast(EngineClient, engine), cast(Exchange, engine), seam))
-            await asyncio.sleep(0)
-            await script(engine, stream, door)
-            await carrying
+        engine.stops = is_stopping
+        stream, watch = Stream(call, door, Patience(keepalive_s, stall_s, send_stall_s), None, engine), Watch(0.25)
+        watch.add(stream)
+        carrying = asyncio.ensure_future(stream.carry(cast(EngineClient, engine), cast(Exchange, engine), seam))
+        await asyncio.sleep(0)
+        await script(engine, stream, door)
+        await carrying
+        watch.discard(stream)
         return engine, stream, door
 
     with asyncio.Runner(loop_factory=_JumpingLoop) as runner:
@@ -212,7 +219,7 @@ def test_a_silent_stream_is_kept_alive_and_given_up_once(begins: bool) -> None:
 def test_a_call_that_asks_for_no_stream_may_take_its_time() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
         await asyncio.sleep(1000)
-        engine.passage.begun(Head(200, Headers()))
+        engine.passage.begun(Head(200, {}))
         engine.passage.payload(b'{"a":')
         engine.passage.payload(b"1}")
         engine.passage.ended(None)

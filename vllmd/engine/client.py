@@ -11,7 +11,7 @@ from vllmd.engine.pool import REFUSED, Pool
 from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sent:
     """A request that is under way.
 
