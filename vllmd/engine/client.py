@@ -160,6 +160,8 @@ class Exchange:
         was_over, self._sink = self._is_over, sink
         if self._connection:
             self._connection.turn_to(sink)
+        if self._head is None and not was_over:
+            return
         failure = self._hand_over(sink)
         if was_over:
             sink.ended(failure or self._error)

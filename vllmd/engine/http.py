@@ -5,6 +5,7 @@ No I/O: bytes go in as they come, cut anywhere.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from vllmd.engine.body import CRLF, FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
@@ -81,7 +82,12 @@ class Head(NamedTuple):
     @property
     def is_stream(self) -> bool:
         """Whether the body is server-sent events."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream"
+        return _means_events(self.headers.get("content-type", ""))
+
+
+@lru_cache(maxsize=64)
+def _means_events(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
 class Answer(NamedTuple):
@@ -163,7 +169,8 @@ def _answer(method: str, minor: int, status: int, fields: Sequence[tuple[str, st
     body = _body(headers, minor)
     if method == "HEAD" or status in (204, 304):
         body = Sized(0)
-    keeps = minor > 0 and not _says_close(headers) and not body.ends_with_connection
+    closes = "connection" in headers and _says_close(headers["connection"])
+    keeps = minor > 0 and not closes and not body.ends_with_connection
     return Answer(Head(status, headers), body, keeps, rest)
 
 
@@ -176,9 +183,8 @@ def _joined(fields: Sequence[tuple[str, str]]) -> Mapping[str, str]:
     return headers
 
 
-def _says_close(headers: Mapping[str, str]) -> bool:
-    said = headers.get("connection")
-    return said is not None and "close" in (each.strip().lower() for each in said.split(","))
+def _says_close(connection: str) -> bool:
+    return "close" in (each.strip().lower() for each in connection.split(","))
 
 
 def _body(headers: Mapping[str, str], minor: int) -> Body:

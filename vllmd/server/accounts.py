@@ -114,7 +114,7 @@ class Accounts:
 
     def named(self, name: str) -> Account:
         """The account of that name, opened if need be."""
-        return self._accounts.get(name) or self.of(Identity(name))
+        return self._accounts[name] if name in self._accounts else self.of(Identity(name))
 
     def usage(self) -> tuple[Usage, ...]:
         """What everybody has had."""

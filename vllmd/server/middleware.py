@@ -6,12 +6,12 @@ has them in memory for as long as it lasts.
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from random import getrandbits
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
-from multidict import istr
+from multidict import CIMultiDict, istr
 
 from vllmd import __version__
 from vllmd.about import CURRENT
@@ -33,14 +33,17 @@ from vllmd.wire import error_body
 log = logging.getLogger(__name__)
 
 SERVER = f"vllmd/{__version__}"
-SHIELD: Mapping[str, str] = {
-    hdrs.CACHE_CONTROL: "no-store",
-    istr("Content-Security-Policy"): "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    istr("Cross-Origin-Resource-Policy"): "same-origin",
-    istr("Referrer-Policy"): "no-referrer",
-    istr("X-Content-Type-Options"): "nosniff",
-    istr("X-Frame-Options"): "DENY",
-}
+SHIELD = CIMultiDict(
+    {
+        hdrs.CACHE_CONTROL: "no-store",
+        istr("Content-Security-Policy"): "default-src 'none'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'",
+        istr("Cross-Origin-Resource-Policy"): "same-origin",
+        istr("Referrer-Policy"): "no-referrer",
+        istr("X-Content-Type-Options"): "nosniff",
+        istr("X-Frame-Options"): "DENY",
+    }
+)
 """What a browser is told that shows an answer as if it were a page: a model's words are not to be run, framed or kept.
 A handler that has a page to show sets its own policy. An `istr` knows its lower case; of any other string, every answer
 would make and keep its own."""

@@ -89,8 +89,7 @@ def _is_known(host: str, names: tuple[str, ...]) -> bool:
 def shield(request: web.Request, response: web.StreamResponse) -> None:
     """Tells browsers what they may do with an answer."""
     headers = response.headers
-    for name, value in SHIELD.items():
-        headers.setdefault(name, value)
+    headers.merge(SHIELD)
     if hdrs.ORIGIN in request.headers and (origin := request.get(ALLOWED_ORIGIN)):
         headers["Access-Control-Allow-Origin"] = origin
         headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id, X-Vllmd-Replayed"

@@ -180,8 +180,7 @@ class Passage:
 
     def ended(self, error: Exception | None) -> None:
         """The engine's connection has said its last."""
-        self.error = error
-        self.has_ended = True
+        self.error, self.has_ended = error, True
         self._wake()
 
     def _take_soundly(self, block: bytes) -> None:
@@ -222,17 +221,20 @@ class Passage:
         if self._seam:
             events = self._mend(self._seam, events)
             block = b"".join(events)
+        is_ordinary = False
         for event in events:
-            self._study(event)
+            is_ordinary = self._study(event)
         if block:
-            self._note(block)
+            self._note(block, is_ordinary)
             self._door.send(block)
             if self._door.is_clogged:
                 self._wait_for_client()
 
-    def _note(self, block: bytes) -> None:
-        """Keeps the ends of the last three blocks: why an answer ends, its usage and `[DONE]` may come one by one."""
-        self._last = (*self._last[-2:], block[-TAIL_BYTES:])
+    def _note(self, block: bytes, ends_ordinarily: bool) -> None:
+        """Keeps the ends of the last three blocks: why an answer ends, its usage and `[DONE]` may come one by one.
+        An ordinary event says none of it."""
+        if not ends_ordinarily:
+            self._last = (*self._last[-2:], block[-TAIL_BYTES:])
         if self.first_at is None and self._first in block:
             self.first_at = time.monotonic()
 
@@ -247,19 +249,19 @@ class Passage:
             mended.append(fitting)
         return mended
 
-    def _study(self, event: bytes) -> None:
-        """Keeps what an event says, and learns what ordinary ones look like."""
+    def _study(self, event: bytes) -> bool:
+        """Keeps what an event says, and learns what ordinary ones look like; returns whether it is one."""
         known, text = self._learner.template, self._learner.text_of(event)
         if (template := self._learner.template) is not known:
             self._straight.lead(self._door, template, self._wait_for_client)
-            self._last = ()  # what comes before ordinary events says nothing of the end
-        if self._straight.keep is None or self._transcript is None:
-            return
-        if text is None or (template and template.is_thought):
-            self._transcript.take(event)
-            self._heed_obstacle(self._transcript)
-        else:
-            self._straight.take(text)
+            self._last = ()  # nor does what comes before them
+        if self._straight.keep is not None and self._transcript is not None:
+            if text is None or (template and template.is_thought):
+                self._transcript.take(event)
+                self._heed_obstacle(self._transcript)
+            else:
+                self._straight.take(text)
+        return text is not None
 
     def _heed_obstacle(self, transcript: Transcript) -> None:
         """What nobody can go on with is not kept."""
@@ -297,6 +299,8 @@ class Passage:
 
     def close(self) -> None:
         """Nothing comes any more."""
+        if not self.is_stream:
+            return
         self.glance = no_glance
         self._straight.end()
         if self._transcript is not None:
