@@ -17,6 +17,7 @@ from vllmd.errors import StreamBroken, VllmdError
 from vllmd.server.calls import Call
 from vllmd.server.continuation import Seam
 from vllmd.server.doors import CLOGGED_BYTES, Door
+from vllmd.server.last_words import LastWords
 from vllmd.server.passage import Passage
 from vllmd.server.silence import DISCARD_S, Patience
 from vllmd.server.stream import Stream
@@ -280,6 +281,43 @@ def test_an_answer_that_is_done_but_does_not_end_is_given_up_without_a_fault() -
     assert stream.is_done
     assert not stream.is_stalled
     assert door.out == said("a") + said("b") + DONE
+
+
+def test_of_a_stream_its_end_is_kept_and_nothing_else() -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
+    stop = said("").replace(b"null", b'"stop"')
+
+    async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
+        engine.passage.begun(HEAD)
+        engine.say(said("").replace(b'"content"', b'"role":"assistant","content"'))
+        await asyncio.sleep(0.01)
+        for word in "abc":
+            engine.say(said(word))
+            assert not engine.passage.tail
+        for event in (stop, usage, DONE):
+            engine.say(event)
+        assert engine.passage.tail == stop + usage + DONE
+        engine.passage.ended(None)
+
+    _engine, stream, _door = play(script)
+    assert stream.last_words == LastWords("stop", 3, 5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 300, 3000])
+def test_a_short_stream_says_why_it_ends_however_it_comes(size: int) -> None:
+    """In one block with its first words, or in pieces."""
+    whole = said("a") + said("b") + said("").replace(b"null", b'"length"') + DONE
+
+    async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
+        engine.passage.begun(HEAD)
+        for start in range(0, len(whole), size):
+            engine.passage.payload(whole[start : start + size])
+            await asyncio.sleep(0)
+        engine.passage.ended(None)
+
+    _engine, stream, door = play(script)
+    assert door.out == whole
+    assert stream.last_words == LastWords("length")
 
 
 class StrangeSeam:
