@@ -6,8 +6,9 @@ vLLM serves them in order of arrival, and one client's thousand requests would d
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vllmd import config
 from vllmd.engine.client import EngineClient
@@ -65,7 +66,7 @@ class Turn:
         self._supervisor = supervisor
         self._tell = tell
 
-    def __aenter__(self) -> Awaitable[EngineClient]:
+    def __aenter__(self) -> Coroutine[Any, Any, EngineClient]:
         return self._queue.enter(self._call, self._lane, self._supervisor, self._tell)
 
     async def __aexit__(self, *exc: object) -> None:
