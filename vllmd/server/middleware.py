@@ -1,7 +1,7 @@
 """What surrounds every request: an id, checks, and errors in one shape; and what every answer bears.
 
-aiohttp would take a coroutine for each of these. One for all of them is half as dear to a short request, and a stream
-has them in memory for as long as it lasts.
+aiohttp would take a coroutine for each of these. All of them are plain functions, called by one coroutine before, and
+by one signal after: a short request would pay for each, and a stream would keep them for as long as it lasts.
 """
 
 import logging
@@ -49,9 +49,7 @@ A handler that has a page to show sets its own policy. An `istr` knows its lower
 would make and keep its own."""
 
 _REQUEST_ID = istr("X-Request-Id")
-
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-
 
 Check = Callable[[web.Request], web.Response | None]
 """Looks at a request: raises what is wrong with it, or answers it itself, or leaves it to the next."""
