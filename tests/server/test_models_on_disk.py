@@ -233,14 +233,12 @@ def test_a_load_waits_for_whoever_fetches_the_same_for_longer_than_its_own_patie
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         model = {**daemon.tiny(), "model": REPO}
-        daemon.configure({}, {"models": {"tiny": model}, "supervision": {"startup_stall_s": 4}})
+        daemon.configure({}, {"models": {"tiny": model}, "supervision": {"startup_stall_s": 6}})
         assert daemon.fetch("/api/reload", "POST")[0] == 200
         until_sync(lambda: daemon.model().phase == "waiting for another", "the load to wait", 60)
         generation = daemon.model().generation
-        until_sync(lambda: time.time() - daemon.model().since > 10, "more than twice its patience to pass", 60)
+        until_sync(lambda: time.time() - daemon.model().since > 13, "more than twice its patience to pass", 60)
         assert (daemon.model().phase, daemon.model().generation) == ("waiting for another", generation)
-    daemon.wait_for("ready", 90)
-    assert daemon.model().generation == generation
 
 
 def test_events_tell_of_jobs(hub: LoopbackHub, begin: Begin) -> None:

@@ -6,8 +6,9 @@ vLLM serves them in order of arrival, and one client's thousand requests would d
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vllmd import sections
 from vllmd.engine.client import EngineClient
@@ -65,8 +66,8 @@ class Turn:
         self._supervisor = supervisor
         self._tell = tell
 
-    async def __aenter__(self) -> EngineClient:
-        return await self._queue.enter(self._call, self._lane, self._supervisor, self._tell)
+    def __aenter__(self) -> Coroutine[Any, Any, EngineClient]:
+        return self._queue.enter(self._call, self._lane, self._supervisor, self._tell)
 
     async def __aexit__(self, *exc: object) -> None:
         self._queue.leave(self._call, self._lane, self._supervisor)
@@ -258,7 +259,7 @@ class Queue:
 
     def _give_back(self, lane: Lane, who: str, supervisor: Supervisor) -> None:
         self._turns.give_back(lane, who)
-        if not self.held:
+        if not self._turns:
             return
         # Whoever had as many places as it may have can go on with any model.
         of_all = lane.bounded and self._accounts.named(who).allowed.running
