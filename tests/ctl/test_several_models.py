@@ -37,10 +37,11 @@ def test_a_pipe_gets_the_answer_alone_however_far_the_model_is_away(asleep: Pair
     assert asleep.states == {"a": "ready", "b": "asleep"}
 
 
-def test_who_does_not_wait_is_told_what_the_model_does(asleep: Pair) -> None:
+def test_who_does_not_wait_is_told_what_the_model_does_and_finds_it_later(asleep: Pair) -> None:
     asked = vllmctl(asleep).run("chat", "-m", "a", "--no-wait", "hi")
     assert (asked.status, asked.stdout) == (3, "")
     assert "a is not ready: asleep" in asked.stderr
+    until_sync(lambda: asleep.states["a"] == "ready", "a to be there for the next try")
 
 
 def test_a_conversation_with_one_that_sleeps_sees_it_wake(asleep: Pair) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asking import Exchange
@@ -16,7 +17,7 @@ LENGTH = 100
 
 
 def test_a_request_brings_its_model_in_and_the_other_goes_when_its_answer_is_complete(tmp_path: Path) -> None:
-    on_demand = {"load": "demand"}
+    on_demand: dict[str, Any] = {"load": "demand"}
     models = {
         "tiny": {**on_demand, "default": True},
         "parrot": {**on_demand, "model": str(parrot(tmp_path / "parrot"))},
