@@ -10,6 +10,8 @@ from pairs import CHAT, GPU, RESIDUE, Pair, pair, said
 from service_manager import Manager, Service
 from waiting import until, until_sync
 
+from vllmd.routes import PROMPT
+
 # ── sleep ──
 
 
@@ -100,7 +102,7 @@ def test_the_next_vllmd_goes_on_with_an_engine_that_sleeps() -> None:
             service.restart()
             until_sync(lambda: daemon.states == {"a": "asleep", "b": "ready"}, "both to be as they were")
             assert daemon.fetch(CHAT, "POST", said("a"))[0] == 200
-            assert len(daemon.journal("start")) == 2, "it woke"
+            assert len(daemon.journal("start")) == 2, f"it woke:\n{daemon.log}"
         finally:
             service.see_to_its_end()
 
@@ -141,8 +143,10 @@ async def test_a_client_that_leaves_moves_nobody() -> None:
         daemon.control(tokens=1000, tokens_per_s=10)
         busy = await (await daemon.unix.open(CHAT, {**said("a"), "stream": True})).until(b"tok2")
         waiting = await daemon.unix.open(CHAT, {**said("b"), "stream": True})
-        await until(lambda: "waiting for memory" in daemon.model("b").summary, "b to wait for memory")
-        await waiting.leave()
+        simple = await daemon.unix.open(PROMPT, {"model": "b", "prompt": "hello"})
+        for each in (waiting, simple):
+            await each.until(b": starting, waiting for memory, ")
+            await each.leave()
         await until(lambda: daemon.states["b"] == "stopped", "b to be wanted no more")
         assert daemon.states["a"] == "ready"
         await busy.leave()
