@@ -44,6 +44,7 @@ class Owner:
         about = Model("m", **model)  # type: ignore[arg-type]
         self.plan = Plan(name, about, EnvironmentSettings(), Paths(state="/s", runtime="/r", cache="/c"), {})
         self.engine = Engine(State.STARTING)
+        self.expected_until = 0.0
         self.told: list[Event] = []
         self.holds = 0
         self.stay: Stay | None = None

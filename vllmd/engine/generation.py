@@ -105,6 +105,7 @@ class Generation:
         self._preparing: asyncio.Task[Any] | None = None
         self._asked_to_end = False
         self._is_left = False
+        self._has_woken = False
 
     @property
     def pid(self) -> int | None:
@@ -125,8 +126,8 @@ class Generation:
 
     @property
     def spans(self) -> tuple[PhaseSpan, ...]:
-        """The phases of its start; none where an earlier vllmd has seen that begin."""
-        return self._recorder.spans() if self._kept is None else ()
+        """The phases of its start, or of its last wake; none where an earlier vllmd has seen that begin."""
+        return self._recorder.spans() if self._kept is None or self._has_woken else ()
 
     async def run(self) -> Verdict:
         """Runs the engine; returns why it ended, and only when no process of it is alive any more."""
@@ -164,8 +165,9 @@ class Generation:
 
     async def wake(self, client: EngineClient) -> None:
         """Waits until there is memory, and has the engine take it. Raises SleepError if it does not."""
+        self._recorder, self._has_woken = Recorder(self._now()), True
         await self._stay.resume(self._waits_for_memory)
-        self._show(Progress(Phase.WAKING_UP))
+        self._report(Progress(Phase.WAKING_UP))
         await wake(client, self._sleep_level)
         self._note_sleep(0)
 
@@ -359,7 +361,7 @@ class Generation:
 
     def _waits_for_memory(self) -> None:
         """It waits still; that others have their turn is no stall of its own."""
-        (self._show if self.was_ready else self._report)(Progress(Phase.WAITING_FOR_MEMORY))
+        self._report(Progress(Phase.WAITING_FOR_MEMORY))
         self._on_work()
 
     def _take_line(self, line: str) -> None:
@@ -372,13 +374,9 @@ class Generation:
             self._report(read_line(line, self.progress or Progress(Phase.STARTING_UP)))
 
     def _report(self, progress: Progress) -> None:
-        """How far its start has come."""
+        """How far its start has come, or its wake."""
         if progress != self.progress:
             self._recorder.note(progress.phase, self._now())
-        self._show(progress)
-
-    def _show(self, progress: Progress) -> None:
-        if progress != self.progress:
             self.progress = progress
             self._on_progress()
 

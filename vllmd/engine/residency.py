@@ -91,7 +91,7 @@ class Bid:
         least: the bytes without which it cannot start, by the most cautious count.
         total, free: each device's memory, as the device says itself.
         since: when it was made, in seconds of the residents' clock.
-        is_wanted: whether a request or an administrator waits for it.
+        is_wanted: whether a request or an administrator waits for it, or a client that would not may soon come again.
         yields: whether it may be withdrawn until somebody asks for it.
     """
 

@@ -140,7 +140,7 @@ class Residents:
         """Decides, and does what was decided; returns when to look again."""
         present = [each for each in self._stays.values() if each.is_here]
         bidding = [each for each in self._stays.values() if each.is_bidding]
-        residents, bids = [self._resident(each, now) for each in present], [self._bid(each) for each in bidding]
+        residents, bids = [self._resident(each, now) for each in present], [self._bid(each, now) for each in bidding]
         decision = decide(bids, residents, self._rules(), now)
         for stay in present:
             self._see_to(stay, decision)
@@ -168,7 +168,7 @@ class Residents:
             is_gpu=room is not None and room.device == fitting.GPU,
         )
 
-    def _bid(self, stay: Stay) -> Bid:
+    def _bid(self, stay: Stay, now: float) -> Bid:
         owner, room = stay.owner, stay.room
         waiting = self._traffic.count(owner.name)[1]
         return Bid(
@@ -180,7 +180,7 @@ class Residents:
             room.total if room else 0,
             room.free + stay.claim if room else 0,
             stay.since,
-            is_wanted=bool(waiting) or owner.engine.ordered,
+            is_wanted=bool(waiting) or owner.engine.ordered or now < owner.expected_until,
             yields=owner.plan.model.load != "manual" and not stay.claim,
             is_gpu=room is not None and room.device == fitting.GPU,
         )
@@ -188,7 +188,7 @@ class Residents:
     def _see_to(self, stay: Stay, decision: Decision) -> None:
         """Holds the requests of an engine that has to go, and tells it to."""
         if stay.name in decision.closed:
-            stay.shut_out("another model needs its memory, when its running requests have ended")
+            stay.shut_out("another model gets its memory when the running requests have ended")
             if stay.name in decision.leave and not stay.is_told_to_go:
                 self._turn_out(stay, decision.leave[stay.name])
         elif not stay.is_told_to_go:

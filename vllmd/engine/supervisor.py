@@ -102,6 +102,8 @@ class Supervisor:
         self.probes: Counter[str] = Counter()
         """How many health checks there were, by their result."""
         self.policy = policy
+        self.expected_until = 0.0
+        """Until when a client may come again that did not want to wait, in `time.monotonic`'s seconds."""
         self._holds: list[str] = []
         self._feed = feed
         self._on_sign_of_life = on_sign_of_life
@@ -209,8 +211,9 @@ class Supervisor:
         if self.plan.model.load == "start":
             self.post(Load())
 
-    def want(self) -> None:
-        """A request waits for the model."""
+    def want(self, again_within_s: float = 0.0) -> None:
+        """A request waits for the model, or its client will not wait, and may come again within so many seconds."""
+        self.expected_until = max(self.expected_until, time.monotonic() + again_within_s)
         if self.plan.model.load != "manual":
             self.post(Wanted(on_demand=self.plan.model.load == "demand"))
 

@@ -17,11 +17,14 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import Unavailable
 from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
-from vllmd.server.refusals import at_its_limit, busy, full, not_ready, too_late
+from vllmd.server.refusals import at_its_limit, busy, full, not_ready, retry_after_s, too_late
 from vllmd.server.turns import Lane, Ticket, Turns
 
 TICK_S = 1.0
 """A held stream is told once in this time what it waits for."""
+
+COMES_AGAIN = 2
+"""A client that does not wait is told when to ask again; for that long, times this, the model is loaded for it."""
 
 BESIDE = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 """The engine's routes that never come to its scheduler, and so take no place."""
@@ -168,7 +171,7 @@ class Queue:
         if supervisor.is_hopeless:
             raise not_ready(supervisor)
         if supervisor.client is None:
-            supervisor.want()
+            supervisor.want(0.0 if call.may_wait else COMES_AGAIN * retry_after_s(supervisor))
         if not call.may_wait:
             raise self._cannot_wait(call, lane, supervisor)
         if call.sent_at is None:
