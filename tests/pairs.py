@@ -23,8 +23,8 @@ class Pair(Daemon):
     """A daemon with two models, `a` and `b`, on a GPU of 80 GiB, of which each wants 0.6.
 
     Args:
-        models: model → keys of its table.
-        of_all: keys of both.
+        models: model → keys of its table; also of more models than the two.
+        of_all: keys of all.
         sections: of the configuration.
     """
 
@@ -41,7 +41,8 @@ class Pair(Daemon):
         self._environ |= virtual_gpus.environ(self.gpus)
         virtual_gpus.make(self.gpus, GPU)
         (self.folder / "env/lib/python3.11/site-packages/vllm-0.32.0.dist-info").mkdir(parents=True)
-        self.tables = {name: self.table(name, {**of_all, **(models or {}).get(name, {})}) for name in ("a", "b")}
+        tables = {"a": {}, "b": {}, **(models or {})}
+        self.tables = {name: self.table(name, {**of_all, **keys}) for name, keys in tables.items()}
         self.sections = {"memory": {"turn_s": 3600}, **sections}
         self.configure({}, {**self.sections, "models": self.tables})
 
