@@ -206,7 +206,9 @@ def _slept(engine: Engine, event: Event, policy: Policy) -> Step:
 
 
 def _sleeps_on(engine: Engine, event: Event, policy: Policy) -> Step:
-    """It was to wake, and nobody wants it any more."""
+    """It was to wake, and nobody wanted it any more; unless it was ordered in the same moment."""
+    if engine.ordered:
+        return _wake(engine, policy)
     return replace(engine, state=State.ASLEEP, evicted=True), ()
 
 
@@ -345,7 +347,7 @@ TRANSITIONS: dict[Key, Row] = {
     (State.STARTING, Unload): Row(_unload_alive, (State.STOPPING,)),
     (State.STARTING, Restart): Row(_restart_alive, (State.STOPPING,)),
     (State.STARTING, Evict): Row(_evict, (State.STOPPING,)),
-    (State.STARTING, Slept): Row(_sleeps_on, (State.ASLEEP,)),
+    (State.STARTING, Slept): Row(_sleeps_on, (State.ASLEEP, State.STARTING)),
     (State.STARTING, Woken): Row(_woken, (State.STARTING,)),
     (State.STARTING, WakeFailed): Row(_wake_failed, (State.STOPPING,)),
     (State.READY, ProbeOk): Row(_still_ready, (State.READY,)),

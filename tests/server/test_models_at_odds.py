@@ -82,6 +82,10 @@ async def test_the_default_model_comes_before_others_and_an_order_is_heard_while
         a, b = (daemon.log.index(f"{name}: starting → ") for name in "ab")
         assert a < b, "the default model was first"
         assert "b: has no room" not in daemon.log
+        back = asyncio.create_task(daemon.ask("a"))
+        await until(lambda: daemon.states["a"] == "starting", "a to come back")
+        assert daemon.fetch("/ready")[0] == 200, "a swap is no outage"
+        await back
 
 
 async def test_vllmd_ends_whatever_its_models_are_about() -> None:

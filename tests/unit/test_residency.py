@@ -233,6 +233,7 @@ def test_an_idle_one_goes_when_its_time_is_over() -> None:
     assert decided(resident).again_at == NOW + 10
     assert decided(resident, now=NOW + 10).leave == {"a": ""}
     assert decided(replace(resident, running=1), now=NOW + 1000) == Decision(again_at=NOW + 1060)
+    assert decided(replace(resident, waiting=1), now=NOW + 1000) == Decision(again_at=NOW + 1060)
     busy_gpu = decided(resident, here("b", state=State.STARTING), now=NOW + 10)
     assert busy_gpu.leave == {}, "a start that sees memory become free ends"
     assert decided(replace(resident, stays=True), now=NOW + 1000) == Decision()
@@ -251,6 +252,7 @@ RESIDENTS = st.builds(
     SIZES,
     st.sampled_from(State),
     running=st.integers(0, 2),
+    waiting=st.integers(0, 2),
     ready_at=st.floats(0, 2000),
     used_at=st.floats(0, 2000),
     stays=st.booleans(),

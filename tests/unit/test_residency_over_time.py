@@ -125,6 +125,7 @@ class Gpu:
             each.size,
             each.state,
             len(each.running),
+            len(each.waiting),
             each.ready_at,
             each.used_at,
             is_gpu=True,

@@ -283,7 +283,7 @@ class Generation:
         """A start, or what goes on with the engine that is there; or why there is none."""
         if self._kept and self._kept.record and self._kept.tether:
             self.environment = _root_of(self._kept.record.leader)
-            await self._stay.inherit(self._plan, self.environment, is_asleep=bool(self._sleep_level))
+            self._stay.inherit(self._plan, self.environment, is_asleep=bool(self._sleep_level))
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
         environment, snapshot = await self._prepare(self._needs())
         if refusal := await self._prepare(self._stay.begin(self._plan, environment.root, self._waits_for_memory)):

@@ -41,6 +41,8 @@ class Resident:
         claim: the bytes that it takes of each; 0 where nobody knows.
         state: as its supervisor says.
         running: requests that it works on.
+        waiting: requests that wait for it, though it is ready: in a moment, or when others of their clients have ended,
+            it will work on them.
         ready_at, used_at: when it became ready, and when its last request ended, in seconds of any clock.
         stays: whether vllmd never unloads it by itself.
         idle_unload_s: seconds without a request after which it goes though nobody waits; 0: never.
@@ -52,6 +54,7 @@ class Resident:
     claim: int
     state: State
     running: int = 0
+    waiting: int = 0
     ready_at: float = 0.0
     used_at: float = 0.0
     stays: bool = False
@@ -66,7 +69,7 @@ class Resident:
     @property
     def idle_since(self) -> float:
         """Since when it has had nothing to do; in the future if it has."""
-        return math.inf if self.running else max(self.ready_at, self.used_at)
+        return math.inf if self.running or self.waiting else max(self.ready_at, self.used_at)
 
     @property
     def may_go(self) -> bool:

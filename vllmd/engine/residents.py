@@ -163,7 +163,7 @@ class Residents:
 
     def _resident(self, stay: Stay, now: float) -> Resident:
         owner, room = stay.owner, stay.room
-        state = owner.engine.state
+        state, (running, waiting) = owner.engine.state, self._traffic.count(owner.name)
         if state is State.READY:
             stay.ready_at = now if stay.ready_at is None else stay.ready_at
         elif state is not State.UNHEALTHY:
@@ -173,7 +173,8 @@ class Residents:
             frozenset(room.names if room else ()),
             stay.claim,
             state,
-            running=self._traffic.count(owner.name)[0],
+            running=running,
+            waiting=waiting,
             ready_at=now if stay.ready_at is None else stay.ready_at,
             used_at=self._traffic.used_at(owner.name),
             stays=owner.plan.model.load == "manual",

@@ -18,6 +18,7 @@ from vllmd.engine.causes import Cause
 from vllmd.engine.fit import Answer, Need, Question, Room, gib, judge, need
 from vllmd.engine.plan import Plan
 from vllmd.engine.residence import Facts, Owner
+from vllmd.engine.tasks import start
 from vllmd.errors import SleepError
 from vllmd.lifecycle import Evict, Verdict
 from vllmd.provisions import Fit
@@ -74,6 +75,7 @@ class Stay:
         self._question: Question | None = None
         self._device = ""
         self._holding: ExitStack | None = None
+        self._learning: asyncio.Task[None] | None = None
 
     # ── what a generation calls ──
 
@@ -89,11 +91,19 @@ class Stay:
             return refusal
         return await self._bid(tell)
 
-    async def inherit(self, plan: Plan, root: Path | None, *, is_asleep: bool) -> None:
-        """It is in memory already, started by an earlier vllmd."""
-        await self._find_out(plan, root or Path())
-        self.is_here, self.claim = True, 0 if is_asleep else self.need.claim
-        self._freed, self._is_pinned = (self.need.claim, True) if is_asleep else (None, False)
+    def inherit(self, plan: Plan, root: Path | None, *, is_asleep: bool) -> None:
+        """It is in memory already, started by an earlier vllmd; how much it has is found out while it serves on."""
+        self.is_here, self._is_pinned = True, is_asleep
+        self._freed = 0 if is_asleep else None
+        self._learning = start(self._learn(plan, root or Path()))
+        self._moved(self)
+
+    async def _learn(self, plan: Plan, root: Path) -> None:
+        await self._find_out(plan, root)
+        if self.is_asleep:
+            self._freed = self.need.claim
+        else:
+            self.claim = self.need.claim
         self._moved(self)
 
     async def rest(self, fall_asleep: Callable[[], Awaitable[None]], within_s: float = FREED_WITHIN_S) -> None:
@@ -123,6 +133,8 @@ class Stay:
         Raises:
             SleepError: there will be no room.
         """
+        if self._learning:
+            await self._learning
         await self.look()  # what it saw last may be hours old
         self.is_here = False
         self.let_in()
@@ -137,6 +149,8 @@ class Stay:
     def end(self) -> None:
         """Nothing of the engine is alive."""
         self.is_here, self.claim, self.is_over = False, 0, True
+        if self._learning:
+            self._learning.cancel()
         self.let_in()
         self._moved(self)
 

@@ -212,7 +212,7 @@ class Supervisor:
         return about(model=self.name, generation=self.engine.generation)
 
     def begin(self) -> None:
-        """vllmd has started, or the model has come: it is loaded, if its table says so. Others go for the default."""
+        """vllmd has started, or the model has come: it is loaded if its table says so, the default one first."""
         if self.plan.model.load == "start":
             self.post(Load(ordered=self.plan.model.default))
 
