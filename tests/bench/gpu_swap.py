@@ -117,9 +117,10 @@ def parse() -> argparse.Namespace:
 def pretend(wanted: argparse.Namespace) -> None:
     """A GPU and a model that take no room."""
     virtual_gpus.make(wanted.work / "gpus", 80 * virtual_gpus.GIB)
-    os.environ.update(virtual_gpus.environ(wanted.work / "gpus"))
+    seen = virtual_gpus.environ(wanted.work / "gpus")
+    os.environ.update(seen, PYTHONPATH=f"{seen['PYTHONPATH']}:{os.environ.get('PYTHONPATH', '')}")
     sys.path.insert(0, str(TESTS / "fake_driver"))
-    wanted.model = virtual_models.make(wanted.work / "model", 10 * virtual_gpus.GIB)
+    wanted.model = virtual_models.make(wanted.work / "model", virtual_gpus.GIB)
 
 
 def main() -> None:

@@ -45,9 +45,7 @@ def test_it_changes_models_by_sleep_and_by_end(tmp_path: Path) -> None:
     ]
     assert [each["into"] for each in swaps] == ["b", "a", "b", "a", "b", "a"]
     assert all(each["agrees"] and each["remembers"] and each["first_s"] > 0 for each in swaps)
-    assert [each["gpu_out"] for each in swaps] == [1024] * 4 + [0] * 2, (
-        "a sleeper keeps something, who has ended nothing"
-    )
+    assert [each["gpu_out"] for each in swaps] == [1024] * 4 + [0] * 2, "who has ended keeps nothing"
     assert sleeping["alternating"]["answered"] == 6
     assert 1 <= sleeping["alternating"]["swaps"] <= 2
     assert sleeping["beside"]["tokens"] == 50
