@@ -70,18 +70,24 @@ class Pair:
 
     def warm(self) -> list[float]:
         """Seconds to the first token of a model in memory, for prompts that nobody has asked before."""
-        self._known = self.ask("a", KNOWN).text
-        self._last = self._known
-        return [self.ask("a", next(self._numbers)).first_s for _ in range(self._wanted.singles)]
+        self._known = self.ask(self.awake, KNOWN).text
+        stories = [self._ask_anew(self.awake) for _ in range(self._wanted.singles)]
+        return [each.first_s for each in stories]
+
+    def _ask_anew(self, model: str) -> Story:
+        """A prompt that nobody has asked before; the other model is going to be asked the same."""
+        self._last_number = next(self._numbers)
+        story = self.ask(model, self._last_number)
+        self._last = story.text
+        return story
 
     def swap(self) -> Swap:
         """The other model is asked, and has to come."""
         time.sleep(IDLE_S)
-        number, into, out = next(self._numbers), self.other, self.awake
-        story = self.ask(into, number)
-        agrees = self.ask(into, self._last_number).text == self._last
+        into, out, number, text = self.other, self.awake, self._last_number, self._last
+        story = self._ask_anew(into)
+        agrees = self.ask(into, number).text == text
         remembers = self.ask(into, KNOWN).text == self._known
-        self._last_number, self._last = number, story.text
         self.awake, self.other = into, out
         return self._seen(story.first_s, agrees, remembers)
 
@@ -129,6 +135,7 @@ class Pair:
     def beside(self) -> dict[str, Any]:
         """The other model is asked for in the middle of a long answer: does that come to its end, undisturbed?"""
         number, tokens, other = next(self._numbers), self._wanted.long, list[Story]()
+        self.ask(self.awake, number, 1)  # it is in the prefix cache from now on: that may decide between two tokens
         alone = self.ask(self.awake, number, tokens)
         threads = []
 

@@ -4,8 +4,8 @@
     python tests/bench/gpu_swap.py --fake --rounds 1 --tokens 8 --long 50                  (anywhere, to try it)
 
 For each level a vllmd of its own serves two models, `a` (loaded at start) and `b` (on demand), from the same files,
-each with a share of the GPU that leaves the other none. The files must hold weights: what `load-format=dummy` makes up
-is lost in sleep at level 2. How vLLM, the model and vllmd's packages get to a machine without a network: see gpu.py.
+each with a share of the GPU that leaves the other none. The files must hold weights, if only noise: gpu_weights.py
+makes some. How vLLM, the model's shape and vllmd's packages get to a machine without a network: see gpu.py.
 
 A pair takes 4 to 6 minutes, most of it starts of vLLM, whose caches lie in --work. DIR holds swap.json and swap.md
 (both anew after every step), and each vllmd's log. At --deadline seconds all ends; what is known by then is there.

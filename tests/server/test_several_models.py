@@ -49,7 +49,7 @@ class Pair(Daemon):
         self.configure({}, {**self.sections, "models": self.tables})
 
     def table(self, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-        tiny, files = self.tiny({"gpu-memory-utilization": 0.6}), virtual_models.make(self.folder / name, 10 * GIB)
+        tiny, files = self.tiny({"gpu-memory-utilization": 0.6}), virtual_models.make(self.folder / name, GIB)
         return {**tiny, "model": str(files), "default": name == "a", **keys}
 
     def knobs(self, name: str, **knobs: object) -> None:

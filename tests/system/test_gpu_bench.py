@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "tests/bench"
 
@@ -12,7 +16,7 @@ BENCH = ROOT / "tests/bench"
 def run(script: str, *words: str) -> None:
     """Runs it to its end, which has to be a good one."""
     argv = [sys.executable, str(BENCH / script), *words]
-    ran = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    ran = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "vllmd ended with status 0" in ran.stdout
 
