@@ -43,7 +43,7 @@ class Said:
     output: str
 
     @property
-    def error(self) -> list[str]:
+    def error(self) -> list[Any]:
         """Code, message and hint of what went wrong; empty if nothing did."""
         return next((each["error"] for each in self.lines if "error" in each), [])
 

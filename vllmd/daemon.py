@@ -104,7 +104,8 @@ def _install(config: Config, arguments: argparse.Namespace) -> int:
     print(settling.machine.reason)
     settings = settling.of_all(config, settling.choices.now)
     folder = Path(config.paths.state) / "environments"
-    print(_run(ensure(settings.requirement, folder, settings.python, print, index=settings.index)).root)
+    built = ensure(settings.requirement, folder, settings.python, print, index=settings.index, asker="vllmd --install")
+    print(_run(built).root)
     return 0
 
 
@@ -238,6 +239,7 @@ async def _running(service: Service, notifier: Notifier) -> AsyncIterator[None]:
             systemd.feed_watchdog(notifier),
             service.residents.run(),
             _sweep(service.environments),
+            _settle(service),
         ]
         tasks = [group.create_task(work) for work in works]
         try:
@@ -253,6 +255,20 @@ async def _sweep(environments: Environments) -> None:
         await environments.sweep(log.info)
     except OSError as error:
         log.warning("what is left of an installation cannot be cleared away: %s", error)
+
+
+async def _settle(service: Service) -> None:
+    """Has the vLLM that suits the machine kept, once it serves: a newer vllmd shall not begin with another one."""
+    settling, feed, current = service.settling, service.feed, service.current
+    try:
+        while True:
+            seen = feed.last
+            for served in [each.plan.environment for each in service.supervisors.values() if each.client is not None]:
+                if settling.settle(current.config, served):
+                    log.info("%s is what models run in until another one is used:  vllmctl env", served.requirement)
+            await feed.after(seen)
+    except OSError as error:
+        log.warning("what models run in cannot be written down, and may be another vLLM after an upgrade: %s", error)
 
 
 async def _idle(service: Service, doors: Doors) -> None:

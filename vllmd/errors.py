@@ -262,7 +262,15 @@ class HubUnreachable(PullError):
 
 
 class RateLimited(PullError):
-    """The hub wants to be asked less often."""
+    """The hub wants to be asked less often.
+
+    Args:
+        retry_after_s: seconds before which it does not want to be asked at all; 0 where it does not say.
+    """
+
+    def __init__(self, message: str, hint: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
 
 
 class NoSpace(PullError):

@@ -67,12 +67,15 @@ class Verdict:
         message: what happened, one sentence.
         hint: what to do about it.
         permanent: whether trying again cannot help.
+        retry_after_s: where the fault is another's and will pass, as with a hub that is away: seconds before which a
+            new try makes no sense. Such a failure is not counted, and tries have no end. None for all others.
     """
 
     cause: str
     message: str
     hint: str = ""
     permanent: bool = False
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,11 @@ class Engine:
         epoch: how often the state has changed.
         generation: how many processes were started; the current one bears this number.
         crashes: failures in a row that are not forgiven yet.
+        setbacks: failures in a row that were another's fault; they make the pauses longer, and are held against nobody.
         restarts: restarts after a failure since the daemon began; an operator's are not counted.
         probe_failures: failed probes in a row; of a starting engine, those that it took.
         after_stop: where STOPPING leads; and DOZING, where STARTING means that it is to wake at once.
-        ordered: whether an administrator wants it in memory, and has not seen it there yet.
+        ordered: whether it was ordered into memory (`Load`, `Restart`), and was not there yet.
         evicted: whether vllmd itself has taken it out of memory, so that a request brings it back.
         verdict: why the engine last failed.
     """
@@ -95,6 +99,7 @@ class Engine:
     epoch: int = 0
     generation: int = 0
     crashes: int = 0
+    setbacks: int = 0
     restarts: int = 0
     probe_failures: int = 0
     after_stop: State = State.STOPPED
@@ -111,7 +116,7 @@ class Load:
     """Somebody wants the model in memory.
 
     Args:
-        ordered: whether an administrator does, who would have others give way; else it is the start of vllmd.
+        ordered: whether others are to give way: an administrator wants it, or it is the default model.
     """
 
     ordered: bool = False

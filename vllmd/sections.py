@@ -37,7 +37,7 @@ class Listen:
     )
     unix_group: str = option("", "group of the Unix socket; empty: the daemon's own", applies=Applies.DAEMON)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Those of `hosts`, and the one in `tcp`."""
         tcp = address.parse(self.tcp) if self.tcp else None

@@ -51,7 +51,7 @@ class ModelStatus:
         load: when it comes into memory, as its table says: start, demand or manual.
         on_demand: whether a request brings it into memory when it is not there.
         used_at: when its last request ended, Unix seconds; None where vllmd has seen none.
-        claim_bytes: the memory that it takes of each device, as far as it is known.
+        claim_bytes: the memory that it takes of each device now, as far as it is known; None while it takes none.
     """
 
     name: str

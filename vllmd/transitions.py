@@ -12,7 +12,8 @@ after_stop.  Restart, unload and "replace it, it is sick" are one state, STOPPIN
 no wish beside the state that could contradict it.
 
 Forgiveness.  A crash is forgotten only after READY has lasted for `stable_after_s`. A model that loads and dies on its
-first request therefore runs out of restarts instead of restarting for ever. An operator's restart is no crash.
+first request therefore runs out of restarts instead of restarting for ever. An operator's restart is no crash, and a
+start that fails because others are away for a while (`Verdict.retry_after_s`) is none of the engine's.
 
 Stall.  A start may take as long as it likes while something moves. Only `startup_stall_s` without a sign of progress
 makes it a failure. An engine that takes a health check and brings no token has come to the end of its start, and does
@@ -96,9 +97,12 @@ def _stop_as_asked(engine: Engine, then: State, policy: Policy) -> Step:
 
 def _blame(engine: Engine, verdict: Verdict, policy: Policy) -> Engine:
     """Counts a failure; `after_stop` then says whether another try is worth it."""
+    if verdict.retry_after_s is not None:
+        return replace(engine, setbacks=engine.setbacks + 1, verdict=verdict, after_stop=State.BACKOFF)
     crashes = engine.crashes + 1
     hopeless = verdict.permanent or crashes > policy.restart_limit
-    return replace(engine, crashes=crashes, verdict=verdict, after_stop=State.FAILED if hopeless else State.BACKOFF)
+    after_stop = State.FAILED if hopeless else State.BACKOFF
+    return replace(engine, crashes=crashes, setbacks=0, verdict=verdict, after_stop=after_stop)
 
 
 def _rest(engine: Engine, policy: Policy) -> Step:
@@ -106,9 +110,14 @@ def _rest(engine: Engine, policy: Policy) -> Step:
     if engine.after_stop is State.STARTING:
         return _spawn(engine, policy)
     if engine.after_stop is State.BACKOFF:
-        pause = SetTimer(Timer.BACKOFF, policy.backoff_s(engine.crashes), BACKOFF_JITTER)
+        pause = SetTimer(Timer.BACKOFF, _pause_s(engine, policy), BACKOFF_JITTER)
         return replace(engine, state=State.BACKOFF), (pause,)
     return replace(engine, state=engine.after_stop), ()
+
+
+def _pause_s(engine: Engine, policy: Policy) -> float:
+    asked_for_s = (engine.verdict and engine.verdict.retry_after_s) or 0.0
+    return max(policy.backoff_s(max(engine.crashes, engine.setbacks)), asked_for_s)
 
 
 def _replace_sick(engine: Engine, verdict: Verdict, policy: Policy) -> Step:
@@ -126,7 +135,7 @@ def _load(engine: Engine, event: Event, policy: Policy) -> Step:
 def _asked_for(engine: Engine, event: Event) -> Engine:
     """What an order makes of the past: it is forgotten, and whoever has given it waits. A request only asks."""
     if isinstance(event, Wanted):
-        return replace(engine, evicted=False)
+        return engine
     ordered = isinstance(event, Restart) or (isinstance(event, Load) and event.ordered)
     return replace(engine, crashes=0, ordered=ordered, evicted=False)
 
@@ -182,7 +191,9 @@ def _wanted_later(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _evict(engine: Engine, event: Event, policy: Policy) -> Step:
     assert isinstance(event, Evict)
-    leaving = replace(engine, crashes=0, evicted=True, ordered=False)
+    if engine.ordered:
+        return _stop_as_asked(engine, State.STARTING, policy)
+    leaving = replace(engine, crashes=0, evicted=True)
     if engine.state is State.READY and event.level:
         # As patient as with a start: the first time, main memory is pinned for the weights, half a second for a GiB.
         effects = (PutToSleep(event.level), SetTimer(Timer.STALL, policy.startup_stall_s))
@@ -192,6 +203,11 @@ def _evict(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _slept(engine: Engine, event: Event, policy: Policy) -> Step:
     return _wake(engine, policy) if engine.after_stop is State.STARTING else (replace(engine, state=State.ASLEEP), ())
+
+
+def _sleeps_on(engine: Engine, event: Event, policy: Policy) -> Step:
+    """It was to wake, and nobody wants it any more."""
+    return replace(engine, state=State.ASLEEP, evicted=True), ()
 
 
 def _sleepless(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -235,6 +251,12 @@ def _exited_as_asked(engine: Engine, event: Event, policy: Policy) -> Step:
     return _rest(engine, policy)
 
 
+def _ordered(engine: Engine, event: Event, policy: Policy) -> Step:
+    """It is on its way, and from now on an administrator waits for it."""
+    assert isinstance(event, Load)
+    return _asked_for(engine, event) if event.ordered else engine, ()
+
+
 def _moved(engine: Engine, event: Event, policy: Policy) -> Step:
     """What it prints after it has taken a question is about our questions, and no progress."""
     if engine.probe_failures:
@@ -261,7 +283,7 @@ def _not_yet(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _became_ready(engine: Engine, event: Event, policy: Policy) -> Step:
     effects = (SetTimer(Timer.STABLE, policy.stable_after_s), Probe(policy.probe_interval_s))
-    return replace(engine, state=State.READY, probe_failures=0, ordered=False, evicted=False), effects
+    return replace(engine, state=State.READY, probe_failures=0, setbacks=0, ordered=False, evicted=False), effects
 
 
 def _still_ready(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -319,9 +341,11 @@ TRANSITIONS: dict[Key, Row] = {
     (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING, State.STOPPING)),
     (State.STARTING, Timer.STALL): Row(_stalled, (State.STOPPING,)),
     (State.STARTING, Exited): Row(_exited, _AFTER_CRASH),
+    (State.STARTING, Load): Row(_ordered, (State.STARTING,)),
     (State.STARTING, Unload): Row(_unload_alive, (State.STOPPING,)),
     (State.STARTING, Restart): Row(_restart_alive, (State.STOPPING,)),
     (State.STARTING, Evict): Row(_evict, (State.STOPPING,)),
+    (State.STARTING, Slept): Row(_sleeps_on, (State.ASLEEP,)),
     (State.STARTING, Woken): Row(_woken, (State.STARTING,)),
     (State.STARTING, WakeFailed): Row(_wake_failed, (State.STOPPING,)),
     (State.READY, ProbeOk): Row(_still_ready, (State.READY,)),

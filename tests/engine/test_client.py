@@ -315,7 +315,7 @@ async def test_heads_and_bodies(path: Path) -> None:
     async with engine(path, says(STREAM, chunk(b"data: a\n\n"), LAST, hold=True)), EngineClient(path) as client:
         async with client.send("POST", "/v1/x?y", body=b"{}", headers={"X-Id": "7"}) as exchange:
             head = await exchange.head()
-            assert (head.status, head.is_stream, head.headers["Content-Type"]) == (200, True, "text/event-stream")
+            assert (head.status, head.is_stream, head.headers["content-type"]) == (200, True, "text/event-stream")
             assert await exchange.read() == b"data: a\n\n"
             assert [each.body_bytes for each in client.under_way] == [2]
         assert not client.under_way

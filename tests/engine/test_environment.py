@@ -5,7 +5,9 @@ import os
 import select
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from wheels import settings, write_wheel
 from vllmd.engine import records, whole
 from vllmd.engine.distributions import Repair, overrides, pinned, repair_of
 from vllmd.engine.environment import Environment, Interpreter, ensure, environment_path, find_interpreter
+from vllmd.engine.environments import Environments
 from vllmd.engine.installer import (
     diagnosis,
     explained,
@@ -27,6 +30,7 @@ from vllmd.engine.installer import (
 )
 from vllmd.engine.run import run
 from vllmd.errors import InstallError
+from vllmd.sections import EnvironmentSettings
 
 PYTHON = Interpreter(Path("/usr/bin/python3.11"), "3.11")
 
@@ -431,10 +435,17 @@ async def test_cancelling_kills_every_process_and_removes_the_rest(environments:
 
 async def test_two_at_once_build_once(environments: Path) -> None:
     lines: list[str] = []
-    both = await asyncio.gather(*(ensure("vllm==0.0.1", environments, "", lines.append) for _ in range(2)))
+    alive = Counter[str]()
+
+    async def by(asker: str) -> Environment:
+        tick = partial(alive.update, [asker])
+        return await ensure("vllm==0.0.1", environments, "", lines.append, asker=asker, alive=tick)
+
+    both = await asyncio.gather(by("tiny"), by("tiny"))
     assert both[0] == both[1]
     assert lines.count("creating the environment") == 1
-    assert [line for line in lines if line.startswith("waiting for another process")]
+    assert lines.count("waiting for the installation that tiny has begun") == 1
+    assert alive["tiny"] >= 1, "that the other one is at work is told for as long as it is waited for"
 
 
 async def test_after_kill_9_the_next_one_waits_for_the_orphan_and_builds_anew(
@@ -454,7 +465,7 @@ async def test_after_kill_9_the_next_one_waits_for_the_orphan_and_builds_anew(
     waiting = asyncio.Event()
 
     def report(line: str) -> None:
-        if line.startswith("waiting for another process"):
+        if line == "waiting for the installation that another process has begun":
             waiting.set()
 
     task = asyncio.create_task(ensure("vllm==0.0.1", environments, "", report))
@@ -492,6 +503,17 @@ async def test_what_was_left_is_swept_when_nobody_works_on_it_any_more(environme
         assert len(visible(environments)) == 2, "what could be somebody's stays as long as the lock is held"
     await task
     assert visible(environments) == [root.name]
+
+
+async def test_an_interpreter_is_asked_once_for_all_who_want_the_list(environments: Path) -> None:
+    environments.mkdir(exist_ok=True)
+    python, asked = environments / "python", environments / "asked"
+    python.write_text(f'#!/bin/sh\necho >> {asked}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    every, wanted = Environments(environments), EnvironmentSettings("vllm==0.0.1", python=str(python))
+    found = await asyncio.gather(*(every.root_of(wanted) for _ in range(20)))
+    assert set(found) == {environment_path("vllm==0.0.1", environments, await find_interpreter(str(python)))}
+    assert len(asked.read_text().splitlines()) == 2, "once for all of them, and once for this test"
 
 
 async def test_one_is_removed_as_a_whole(environments: Path) -> None:

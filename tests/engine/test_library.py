@@ -133,6 +133,28 @@ async def test_what_is_missing_is_fetched_and_told(make: Make) -> None:
         assert await provided(plan) == snapshot
 
 
+async def test_other_files_of_the_same_commit_are_fetched_when_others_are_wanted(make: Make) -> None:
+    with serving() as hub:
+        commit = hub.put("acme/m", {"config.json": b"{}", "m.safetensors": b"x", "consolidated.safetensors": b"yy"})
+        usual, mistral = make(endpoint=hub.url), make(endpoint=hub.url, args={"load-format": "mistral"})
+        snapshot = await provided(usual)
+        hub.put("acme/m", {"config.json": b"{}", "m.safetensors": b"another"})
+        away = make(endpoint=NOBODY, args={"load-format": "mistral"})
+        assert snapshot is not None
+        assert await provided(away) == snapshot, "an outage of the hub is none of ours"
+        assert await provided(mistral) == snapshot, "a load does not move the model"
+        assert snapshot.name == commit
+        assert sorted(each.name for each in snapshot.iterdir()) == [
+            "config.json",
+            "consolidated.safetensors",
+            "m.safetensors",
+        ]
+        asked = len(hub.asked)
+        for plan in (usual, mistral, usual):
+            assert await provided(plan) == snapshot
+        assert len(hub.asked) == asked, "now there is all for both of them"
+
+
 async def test_what_is_used_stays(make: Make) -> None:
     plan, jobs = make(), Jobs(Feed())
     library, snapshot = library_of(plan, jobs), put(plan)

@@ -104,6 +104,7 @@ def test_failures_are_told_apart(
     assert said.error[0] == code, said.output
     assert words in said.error[1]
     assert hint in said.error[2]
+    assert said.error[3:] == ([7] if code == "hub_rate_limited" else [])
     assert "Traceback" not in said.output
     assert not list(pulls.shelf.blobs.glob("*")), "nothing was fetched"
 

@@ -44,6 +44,7 @@ class Owner:
         about = Model("m", **model)  # type: ignore[arg-type]
         self.plan = Plan(name, about, EnvironmentSettings(), Paths(state="/s", runtime="/r", cache="/c"), {})
         self.engine = Engine(State.STARTING)
+        self.expected_until = 0.0
         self.told: list[Event] = []
         self.holds = 0
         self.stay: Stay | None = None
@@ -281,6 +282,24 @@ async def test_a_sleeper_waits_for_its_memory_like_any_start() -> None:
         b.stay.end()
         await waking
         assert a.stay.claim == pytest.approx(0.6 * there.total, abs=1)
+
+
+async def test_an_engine_is_never_woken_where_there_is_too_little_for_it() -> None:
+    """It would run out of memory over it, and be ruined: better a fresh one, when there is room again."""
+    async with world(patience_s=0.3) as there:
+        a = await there.loaded("a", 0.6, sleep_level=1)
+        assert a.stay is not None
+
+        async def fall_asleep() -> None:
+            there.free = there.total
+
+        await a.stay.rest(fall_asleep)
+        there.turns(a, State.ASLEEP)
+        there.free = 20 * GIB  # somebody who is no engine of ours has taken the rest
+        there.waiting["a"] = 1
+        there.turns(a, State.STARTING)
+        with pytest.raises(SleepError, match="others have taken the memory"):
+            await a.stay.resume(lambda: None)
 
 
 async def test_what_can_never_fit_is_refused_at_once_and_moves_nobody() -> None:

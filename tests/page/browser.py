@@ -4,11 +4,15 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
 from daemons import Daemon
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+
+from vllmd import keys
+from vllmd.keys import Scope
 
 CHROMIUM = shutil.which("chromium")
 
@@ -34,6 +38,13 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def key_of(file: Path, name: str, scope: Scope) -> str:
+    """A fresh key, which the file knows from now on."""
+    key, text = keys.new(name, scope)
+    keys.change(file, lambda old: (*old, key))
+    return text
 
 
 class Tab:
@@ -91,6 +102,11 @@ class Tab:
         """From now on answers may be as long as they like."""
         self._context.add_init_script("""try { localStorage['vllmd.knobs'] = '{"max_tokens": null}' } catch {}""")
         return self
+
+    def show_key(self, text: str) -> None:
+        """Answers the page, which asks for a key."""
+        self.page.locator("#key-text").fill(text)
+        self.page.locator("#key-text").press("Enter")
 
     def open_ready(self) -> "Tab":
         self.open()

@@ -14,9 +14,8 @@ from daemons import Daemon
 from playwright.sync_api import Locator, Page, expect
 from recordings import FIXTURES
 
-from page.browser import Tab
+from page.browser import Tab, key_of
 from page.conftest import Visit
-from vllmd import keys
 from vllmd.engine.phases import split
 from vllmd.keys import Scope
 
@@ -61,17 +60,6 @@ def rest_of(response: http.client.HTTPResponse) -> bytes:
         return response.read()
     except http.client.IncompleteRead as cut:
         return cut.partial
-
-
-def key_of(file: Path, name: str, scope: Scope) -> str:
-    key, text = keys.new(name, scope)
-    keys.change(file, lambda old: (*old, key))
-    return text
-
-
-def show_key(page: Page, text: str) -> None:
-    page.locator("#key-text").fill(text)
-    page.locator("#key-text").press("Enter")
 
 
 def test_a_start_is_a_picture_that_ends_in_ready(start: Start, visit: Visit) -> None:
@@ -137,7 +125,7 @@ def test_an_administrator_sees_all_requests_cancels_them_and_gives_orders(
     tab = visit(daemon)
     tab.forgive("401")
     tab.open("#service")
-    show_key(tab.page, boss)
+    tab.show_key(boss)
     rows = tab.page.locator(".requests tbody tr")
     expect(tab.page.get_by_text("Nothing is running.")).to_be_visible()
     with asking(daemon, ci) as response, asking(daemon, ci):

@@ -20,6 +20,7 @@ from conftest import Start
 from daemons import Daemon
 from waiting import until
 
+from vllmd.routes import ENVIRONMENTS, PULL, VERIFY
 from vllmd.sections import Config
 from vllmd.server.draining import CUT_SHORT_S
 
@@ -99,8 +100,10 @@ async def test_running_answers_finish(start: Start, number: signal.Signals, loop
 
 async def test_nothing_new_begins(start: Start) -> None:
     daemon = start(knobs={"tokens_per_s": 20, "tokens": 20})
-    idle = [await daemon.unix.connect(), await daemon.tcp.connect()]
-    for reader, writer in idle:  # connections that were open before
+    orders: dict[str, Any] = {PULL: {"model": "acme/m"}, VERIFY: {"model": "acme/m"}, ENVIRONMENTS: {}}
+    wanted = [(daemon.unix, CHAT, HELLO), (daemon.tcp, CHAT, HELLO), *((daemon.unix, *each) for each in orders.items())]
+    idle = [(*await door.connect(), path, body) for door, path, body in wanted]
+    for reader, writer, *_ in idle:  # connections that were open before
         writer.write(request("/health"))
         await Exchange(reader, writer).until(b"alive")
     (running,) = await answers_begin(daemon, KINDS[:1])
@@ -118,10 +121,10 @@ async def test_nothing_new_begins(start: Start) -> None:
             return False
 
         await until(is_refused, "new connections to be refused")
-    for reader, writer in idle:
-        writer.write(request(CHAT, HELLO))
+    for reader, writer, path, body in idle:
+        writer.write(request(path, body))
         answer = await Exchange(reader, writer).end()
-        assert (answer.status, answer.error["code"]) == (503, "not_ready")
+        assert (answer.status, answer.error["code"]) == (503, "not_ready"), path
         writer.close()
     assert len(daemon.requests()) == 1
     await running.end()

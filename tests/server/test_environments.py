@@ -5,8 +5,12 @@ listens and never answers, and 9 never tells its version, so that its installati
 """
 
 import asyncio
+import fcntl
+import json
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,10 @@ from daemons import Daemon, running
 from service_manager import Manager, Service
 from waiting import until, until_sync
 from wheels import engine, settings, write_wheel
+
+from vllmd.engine.distributions import repair_of
+from vllmd.engine.environment import environment_path, find_interpreter
+from vllmd.engine.variants import look, requirement, suited
 
 ENVIRONMENTS = "/api/environments"
 HANGS = "import subprocess; subprocess.run(['sleep', '600'])"
@@ -248,6 +256,52 @@ def test_after_kill_9_of_daemon_and_installer_nothing_is_left_and_all_goes_on(wh
         until_sync(lambda: leftovers(daemon) == [], "the leftovers to be swept")
         assert list(installed(daemon)) == ["2"]
         assert runs_in(daemon).startswith("vllm-2-"), "the choice has survived"
+    finally:
+        daemon.see_to_its_end()
+
+
+def test_a_start_waits_for_the_installation_of_another_for_longer_than_its_own_patience(wheels: Path) -> None:
+    impatient = {**PATIENCE, "startup_stall_s": 6}
+    daemon = Daemon(environ=settings(wheels), environment={"path": "", "requirement": "vllm==1"}, supervision=impatient)
+    root = environment_path("vllm==1", daemon.folder / "s/environments", asyncio.run(find_interpreter("")))
+    root.parent.mkdir(parents=True)
+    try:
+        with root.with_name(f".{root.name}.lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            print("the installation that another model has begun", file=held, end="", flush=True)
+            daemon.start(ready=False)
+            until_sync(lambda: daemon.model().phase == "waiting for another", "the start to wait", 60)
+            until_sync(lambda: time.time() - daemon.model().since > 13, "more than twice its patience to pass", 60)
+            assert (daemon.model().phase, daemon.model().generation) == ("waiting for another", 1)
+            assert daemon.log.count("waiting for the installation that another model has begun") == 1
+    finally:
+        daemon.see_to_its_end()
+
+
+def test_what_served_first_is_what_a_newer_vllmd_goes_on_with(tmp_path: Path) -> None:
+    suits = requirement(suited(look()).variant)
+    if repair_of(suits).python not in ("", f"{sys.version_info[0]}.{sys.version_info[1]}"):
+        pytest.skip(f"{suits} is made for Python {repair_of(suits).python}")
+    name, _, version = suits.partition("==")
+    for each in ("0.1", version):
+        write_wheel(tmp_path, name.replace("-", "_"), each, engine())
+    daemon = Daemon(environ=settings(tmp_path), environment={"path": ""})
+    try:
+        daemon.start()
+        choices = daemon.folder / "s/environments.json"
+        until_sync(choices.exists, "the choice to be written")
+        assert json.loads(choices.read_text())["settled"] == {suited(look()).variant: suits}
+        assert runs_in(daemon).startswith(f"{name}-{version}-")
+        assert daemon.fetch(ENVIRONMENTS)[1]["machine"]["settled"] == "", "there is none newer"
+        assert daemon.stop() == 0
+        choices.write_text(choices.read_text().replace(suits, f"{name}==0.1"))  # as an older vllmd would have left it
+        daemon.start()
+        assert runs_in(daemon).startswith(f"{name}-0.1-")
+        machine = daemon.fetch(ENVIRONMENTS)[1]["machine"]
+        assert (machine["settled"], machine["requirement"]) == (f"{name}==0.1", suits)
+        assert outcome(daemon, use(daemon, version))["state"] == "done"
+        assert runs_in(daemon).startswith(f"{name}-{version}-")
+        assert daemon.fetch(ENVIRONMENTS)[1]["machine"]["settled"] == "", "it was moved"
     finally:
         daemon.see_to_its_end()
 

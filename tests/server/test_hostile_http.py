@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -45,6 +46,24 @@ async def answers(daemon: Daemon, data: bytes) -> tuple[list[int], bytes]:
 
 
 # ── where a request ends ──
+
+
+LONG = b'{"prompt":"%b","stream":false}' % (b"x" * 1_000_000)
+PACKED = zlib.compress(LONG)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"content-length: %d\r\n\r\n%b" % (len(LONG), LONG),
+        b"transfer-encoding: chunked\r\n\r\n" + chunked(LONG),
+        b"content-encoding: deflate\r\ncontent-length: %d\r\n\r\n%b" % (len(PACKED), PACKED),
+    ],
+    ids=["sized", "chunked", "compressed"],
+)
+async def test_a_long_body_ends_where_it_ends(daemon: Daemon, body: bytes) -> None:
+    """It is more than is read at once, so that reading stops and goes on, and others come right behind it."""
+    assert (await answers(daemon, (HEAD + body) * 3))[0] == [200] * 4
 
 
 AMBIGUOUS = {

@@ -229,7 +229,8 @@ async def test_embeddings_pass_and_so_does_their_absence(daemon: Daemon) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/server_info", "/sleep", "/wake_up", "/collective_rpc", "/v1/load_lora_adapter", "/load"]
+    "path",
+    ["/server_info", "/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/v1/load_lora_adapter", "/load"],
 )
 async def test_the_engine_s_management_routes_are_out_of_reach(daemon: Daemon, path: str) -> None:
     for method in ("GET", "POST"):

@@ -1,11 +1,13 @@
 """Models that a daemon pulls: at a load, when asked, in a job that outlives who asked; and off the disk again."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,9 +89,11 @@ def test_a_load_fetches_what_is_missing_and_is_pinned(hub: LoopbackHub, begin: B
         return model.phase == "downloading" and (model.percent or 0) > 5 and model.eta_s is not None
 
     until_sync(is_seen, "the load to say how far it is, and how long still", 60)
-    assert pull(daemon) == pull(daemon, model="tiny"), "who asks for the same joins"
+    asked_for = pull(daemon)
+    assert asked_for == pull(daemon, model="tiny"), "who asks for the same joins"
     hub.faults.pace_s = 0
     daemon.wait_for("ready", 90)
+    assert ended(daemon, asked_for)["state"] == "done", "it came after the load's own, which asks for no newer commit"
     commit = hub.heads[REPO]["main"]
     (started,) = [each["argv"] for each in daemon.journal("start")]
     snapshot = shelf_of(daemon).snapshot(commit)
@@ -106,6 +110,7 @@ def test_a_load_fetches_what_is_missing_and_is_pinned(hub: LoopbackHub, begin: B
     assert daemon.order("restart", wait=True)[0] == 200
     assert len(hub.asked) == asked
     assert ended(daemon, pull(daemon))["state"] == "done"
+    assert ctl(daemon, "rm", "--unused").stdout == "0 B freed\n", "the engine is made of it"
     assert daemon.order("restart", wait=True)[0] == 200
     assert str(shelf_of(daemon).snapshot(moved)) in daemon.journal("start")[-1]["argv"]
     assert TOKEN not in daemon.log
@@ -118,9 +123,10 @@ def test_a_load_fetches_what_is_missing_and_is_pinned(hub: LoopbackHub, begin: B
     listed = {each["commit"]: each for each in daemon.fetch("/api/models/local")[1]["models"]}
     assert listed[moved]["used_by"] == ["tiny"]
     assert (listed[moved]["complete"], listed[moved]["size"]) == (True, SIZE)
+    assert ctl(daemon, "rm", "--unused").stdout == f"{REPO}@{commit}: removed\n700 kB freed\n"
     assert daemon.order("unload", wait=True)[0] == 200
-    answer = daemon.fetch(f"/api/models/local/{REPO}@{commit[:8]}", "DELETE")
-    assert answer == (200, {"model": f"{REPO}@{commit[:8]}", "freed": len(MORE)})
+    answer = daemon.fetch(f"/api/models/local/{REPO}@{moved[:8]}x", "DELETE")
+    assert answer[1]["error"]["code"] == "not_on_hub"
     assert ctl(daemon, "verify", "tiny").stdout == f"{REPO}: whole, 3.7 MB\n"
     assert ctl(daemon, "rm", "tiny").stdout == "tiny: removed, 3.7 MB freed\n"
     assert not shelf_of(daemon).root.exists()
@@ -198,6 +204,41 @@ def test_what_cannot_be_pulled_is_said_by_the_load_and_the_command(hub: Loopback
     broken = ctl(daemon, "pull", "/srv/models/mine")
     assert broken.returncode == 1
     assert "is no name of a model" in broken.stderr
+
+
+def test_a_hub_that_is_away_is_waited_for_without_end(hub: LoopbackHub, begin: Begin) -> None:
+    hub.faults.status = {REPO: (503, {}, 10**6)}
+    daemon = begin(ready=False)
+    # Three failures of its own would be one too many.
+    until_sync(lambda: daemon.model().restarts > 3, "it to be tried again and again", 90)
+    model = daemon.model()
+    assert model.state in ("backoff", "starting")
+    assert (model.cause, "answers 503" in model.reason) == ("hub unreachable", True)
+    refused = asyncio.run(daemon.unix.ask("/api/prompt", {"prompt": "hi"}, headers={"X-Vllmd-Wait": "0"}))
+    assert refused.status == 503
+    assert int(refused.header("retry-after")) > 0
+    status, told = daemon.order("load", wait=True)
+    assert (status, told["error"]["code"]) == (503, "not_ready"), "who gives orders is not kept waiting for all of it"
+    assert "answers 503" in told["error"]["message"]
+    hub.faults.status = {}
+    daemon.wait_for("ready", 90)
+    assert len(list(daemon.folder.rglob("incidents/*.json"))) == 1, "a night without a hub is one incident"
+
+
+def test_a_load_waits_for_whoever_fetches_the_same_for_longer_than_its_own_patience(begin: Begin) -> None:
+    daemon = begin(model=str(ROOT), ready=False)
+    daemon.wait_for("ready")
+    lock = shelf_of(daemon).lock
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        model = {**daemon.tiny(), "model": REPO}
+        daemon.configure({}, {"models": {"tiny": model}, "supervision": {"startup_stall_s": 6}})
+        assert daemon.fetch("/api/reload", "POST")[0] == 200
+        until_sync(lambda: daemon.model().phase == "waiting for another", "the load to wait", 60)
+        generation = daemon.model().generation
+        until_sync(lambda: time.time() - daemon.model().since > 13, "more than twice its patience to pass", 60)
+        assert (daemon.model().phase, daemon.model().generation) == ("waiting for another", generation)
 
 
 def test_events_tell_of_jobs(hub: LoopbackHub, begin: Begin) -> None:

@@ -1,8 +1,8 @@
 """The calls under way: counted while they are, and ended in order when the daemon stops."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
@@ -16,6 +16,15 @@ def call(model: str = "m", *, held: bool = False) -> Call:
     return Call("id", "tester", model, "/v1/x", b"{}", {}, stream=True, may_wait=True, held=held)
 
 
+@contextmanager
+def under_way(calls: Calls, call: Call) -> Iterator[None]:
+    calls.add(call)
+    try:
+        yield
+    finally:
+        calls.discard(call)
+
+
 @asynccontextmanager
 async def serving(calls: Calls, *served: Call) -> AsyncIterator[list["asyncio.Task[str]"]]:
     """Each call in a task of its own, which tells how it ended; they go on until they are ended."""
@@ -23,7 +32,7 @@ async def serving(calls: Calls, *served: Call) -> AsyncIterator[list["asyncio.Ta
 
     async def serve(one: Call) -> str:
         try:
-            with calls.under_way(one):
+            with under_way(calls, one):
                 await begun.wait()
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -76,7 +85,7 @@ async def test_a_call_that_fails_is_no_longer_under_way() -> None:
     calls = Calls()
 
     def fail() -> None:
-        with calls.under_way(call()):
+        with under_way(calls, call()):
             assert calls.count("m") == (1, 0)
             raise ZeroDivisionError
 
@@ -97,7 +106,7 @@ async def test_closing_ends_those_that_wait_and_lets_the_others_go_on() -> None:
 async def test_nothing_begins_after_closing() -> None:
     calls = Calls()
     calls.close(FAREWELL)
-    with pytest.raises(NotReady) as caught, calls.under_way(call()):
+    with pytest.raises(NotReady) as caught, under_way(calls, call()):
         pytest.fail("it began")
     assert caught.value is FAREWELL
     assert await is_idle(calls)
@@ -118,7 +127,7 @@ async def test_a_call_is_ended_once_and_keeps_its_first_reason(end: Callable[[Ca
     ended: list[str] = []
 
     async def serve() -> None:
-        with calls.under_way(one):
+        with under_way(calls, one):
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
@@ -151,5 +160,5 @@ async def test_waiting_for_idleness_ends_with_the_last_call() -> None:
 async def test_two_calls_are_two_even_if_they_look_the_same() -> None:
     calls = Calls()
     one, other = call(), call()
-    with calls.under_way(one), calls.under_way(other):
+    with under_way(calls, one), under_way(calls, other):
         assert calls.count("m") == (2, 0)

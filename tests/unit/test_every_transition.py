@@ -47,6 +47,7 @@ from vllmd.transitions import TRANSITIONS, Key, step
 
 POLICIES = [Policy(failure_threshold=threshold, restart_limit=limit) for threshold, limit in product((1, 2, 3), (0, 2))]
 CRASH = Verdict("crashed", "it fell over")
+AWAY = Verdict("hub unreachable", "the hub is away", retry_after_s=0.0)
 HOPELESS = Verdict("no such model", "there is no such model", permanent=True)
 
 
@@ -70,7 +71,7 @@ class World:
     @property
     def shape(self) -> "World":
         """What matters for what comes next: the counts that only grow do not."""
-        return replace(self, engine=replace(self.engine, epoch=0, generation=0, restarts=0, verdict=None))
+        return replace(self, engine=replace(self.engine, epoch=0, generation=0, restarts=0, setbacks=0, verdict=None))
 
 
 BEGINNING = World(Engine())
@@ -117,14 +118,14 @@ def possible(world: World) -> Iterator[Event]:
     if world.moving and engine.state is State.DOZING:
         yield from (Slept(engine.epoch), SleepFailed(engine.epoch, "it keeps its memory"))
     if world.moving and engine.state is State.STARTING:
-        yield from (Woken(engine.epoch), WakeFailed(engine.epoch, "HTTP 500"))
+        yield from (Woken(engine.epoch), WakeFailed(engine.epoch, "HTTP 500"), Slept(engine.epoch))
     if engine.state is State.STARTING:
         yield Progressed(engine.epoch)
     if engine == Engine():  # before anything else, or never
         yield from (Adopted(7, was_ready=True), Adopted(7, was_ready=False))
         yield Adopted(7, was_ready=True, is_asleep=True)
     if world.alive:
-        yield from (Exited(engine.generation, CRASH), Exited(engine.generation, HOPELESS))
+        yield from (Exited(engine.generation, each) for each in (CRASH, HOPELESS, AWAY))
 
 
 @cache
@@ -151,6 +152,7 @@ def every_move() -> list[Move]:
 EVICTED = (State.STARTING, State.READY, State.DOZING, State.ASLEEP)
 """Where there may be memory to give back."""
 
+RUNNING = (State.STARTING, State.READY, State.UNHEALTHY)
 WAITS_FOR = {
     State.STARTING: Timer.STALL,
     State.DOZING: Timer.STALL,
@@ -245,6 +247,9 @@ def test_what_vllmd_has_taken_out_comes_back_for_whoever_asks() -> None:
                     world = move(world, Slept(world.engine.epoch), policy).after
                 if world.engine.state is State.STOPPING:
                     world = move(world, Exited(world.engine.generation, CRASH), policy).after
+                if each.before.engine.ordered:
+                    assert world.engine.state is State.STARTING, "an administrator waits for it"
+                    continue
                 assert world.engine.state in (State.ASLEEP, State.STOPPED), each
                 assert move(world, Wanted(), policy).after.engine.state is State.STARTING, each
 
@@ -267,6 +272,14 @@ def test_the_epoch_changes_with_the_state_and_only_then() -> None:
 def test_crashes_never_exceed_the_limit_by_more_than_the_last() -> None:
     for policy in POLICIES:
         assert max(each.after.engine.crashes for each in explore(policy)) == policy.restart_limit + 1
+
+
+def test_what_is_anothers_fault_is_never_counted_and_never_the_end() -> None:
+    for each in every_move():
+        if isinstance(each.event, Exited) and each.event.verdict is AWAY:
+            assert each.after.engine.crashes == each.before.engine.crashes, each
+        if isinstance(each.event, Exited) and each.event.verdict is AWAY and each.before.engine.state in RUNNING:
+            assert each.after.engine.state is State.BACKOFF, each
 
 
 def test_an_operators_wish_is_never_counted_against_the_engine() -> None:
@@ -292,7 +305,7 @@ def test_what_is_not_in_the_table_changes_nothing() -> None:
 
 def test_everything_that_can_happen_but_a_needless_wish_has_a_row() -> None:
     missing = {each.key for each in every_move() if each.key not in TRANSITIONS}
-    needless: set[Key] = {(state, Load) for state in (State.STARTING, State.READY, State.UNHEALTHY)}
+    needless: set[Key] = {(state, Load) for state in (State.READY, State.UNHEALTHY)}
     # A request brings back what is away and was not given up. An eviction is of what has memory and nothing to do.
     coming = (State.STARTING, State.READY, State.UNHEALTHY, State.BACKOFF, State.FAILED)
     needless |= {(state, Wanted) for state in coming}

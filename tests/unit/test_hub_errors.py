@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from vllmd.engine.hub_errors import Asked, explained
-from vllmd.engine.hub_verdicts import CAUSES, HOPELESS, cause_of
+from vllmd.engine.hub_verdicts import CAUSES, HOPELESS, cause_of, verdict_on
 from vllmd.engine.pulling import SPARE_BYTES, check_room
-from vllmd.errors import Damaged, NoSpace, PullError, VllmdError, kind_of, outcome_of
+from vllmd.errors import Damaged, HubUnreachable, NoSpace, PullError, RateLimited, VllmdError, kind_of, outcome_of
 
 ASKED = Asked("https://hub.example", "acme/m", "", has_token=False)
 
@@ -36,6 +36,13 @@ def test_room_is_looked_for_before_anything_is_fetched() -> None:
     check_room(10**9, 10**9 + SPARE_BYTES, "acme/m", Path("/c"))
     with pytest.raises(NoSpace, match=r"acme/m needs 15\.2 GB more, and 3\.1 GB are free where models lie \(/c\)"):
         check_room(15_200_000_000, 3_100_000_000, "acme/m", Path("/c"))
+
+
+def test_a_hub_that_is_away_is_waited_for_and_nothing_else() -> None:
+    waited_for = {kind: verdict_on(kind("")).retry_after_s for kind in PullError.__subclasses__()}
+    assert {kind for kind, after_s in waited_for.items() if after_s is not None} == {HubUnreachable, RateLimited}
+    assert verdict_on(RateLimited("", "", 300.0)).retry_after_s == 300
+    assert not any(verdict_on(kind("")).permanent for kind in (HubUnreachable, RateLimited))
 
 
 def test_every_failure_of_a_pull_has_a_code_by_which_it_comes_back_and_a_cause() -> None:

@@ -48,6 +48,24 @@ async def test_a_second_ask_joins_the_first() -> None:
     await jobs.close()
 
 
+async def test_after_one_that_brings_less_another_one_is_begun() -> None:
+    jobs, less, more = Jobs(Feed()), Work(), Work()
+    complete = jobs.ask(Kind.PULL, "acme/m", less, frozenset({"weights"}))
+    pull = jobs.ask(Kind.PULL, "acme/m", more, frozenset({"weights", "newest"}))
+    assert jobs.ask(Kind.PULL, "acme/m", more, frozenset({"weights", "newest"})) is pull
+    assert jobs.ask(Kind.PULL, "acme/m", less, frozenset({"weights"})) is complete, "it has begun already"
+    await until(lambda: pull.status.phase == "waiting for another pull of it", "the second to wait")
+    await begun(less)
+    assert more.begun == 0, "one at a time"
+    complete.cancel()
+    await begun(more)
+    assert complete.is_over, "whatever became of the first"
+    assert jobs.ask(Kind.PULL, "acme/m", less, frozenset({"weights"})) is pull, "it brings that too"
+    more.may_end.set()
+    assert (await pull.result(), more.begun) == (42, 1)
+    await jobs.close()
+
+
 async def test_it_outlives_who_waits_for_it() -> None:
     jobs, work = Jobs(Feed()), Work()
     job = jobs.ask(Kind.PULL, "acme/m", work)

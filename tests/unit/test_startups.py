@@ -70,6 +70,14 @@ def test_a_start_that_will_not_be_repeated_is_not_remembered(once: Phase) -> Non
     assert recorder.finish(2.0) is None
 
 
+def test_how_long_memory_was_waited_for_says_nothing_about_the_next_start() -> None:
+    recorder = Recorder(0.0)
+    recorder.note(Phase.WAITING_FOR_MEMORY, 1.0)
+    recorder.note(Phase.STARTING_UP, 61.0)
+    recorder.note(Phase.LOADING_WEIGHTS, 64.0)
+    assert recorder.finish(70.0) == Timeline({"starting up": 0.0, "loading weights": 3.0}, 9.0)
+
+
 def test_timelines_survive_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "state/startups.json"
     Startups(path).remember("a", EARLIER)

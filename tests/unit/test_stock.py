@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from vllmd.engine import stock
 from vllmd.engine.hub import Shelf, cache_of, is_name, is_offline, is_revision
 from vllmd.engine.manifest import File, Manifest, Manifests, from_table, to_table
+from vllmd.engine.unused import prune
 
 A, B, C = (letter * 64 for letter in "abc")
 ONE = Manifest("acme/tiny", "", "1111", (File("config.json", 2, A), File("w/m.safetensors", 5, B)), 7.0)
@@ -149,3 +151,47 @@ def test_what_is_shared_stays_and_the_rest_is_free(shelf: Shelf) -> None:
     assert stock.remove(shelf, {"1111"}) == 7
     assert stock.remove(shelf, {"1111"}) == 0
     assert not shelf.root.exists()
+
+
+def never(manifest: Manifest) -> bool:
+    return False
+
+
+def test_what_made_way_for_a_newer_commit_goes_when_asked_and_nothing_else(shelf: Shelf, tmp_path: Path) -> None:
+    manifests = Manifests(tmp_path / "models")
+    newer = replace(TWO, revision="", commit="3333")
+    manifests.put(ONE)
+    manifests.supersede(replace(ONE, pulled_at=9.0))
+    assert list(manifests.superseded) == [], "it is the same commit"
+    manifests.supersede(newer)
+    put(shelf, newer)
+    manifests.put(newer)
+    shelf.partial(B).write_bytes(b"12")
+    shelf.partial("d" * 64).write_bytes(b"another program's, and just coming")
+    hubs = [shelf.hub]
+
+    def stays() -> bool:
+        return shelf.is_whole(ONE) and len(list(manifests.superseded)) == 1
+
+    assert prune(manifests, hubs, {("acme/tiny", "1111")}, never) == ([], 0)
+    assert prune(manifests, hubs, (), lambda each: each.commit == "1111") == ([], 0)
+    manifests.pending.put(replace(ONE, revision="old"))
+    assert prune(manifests, hubs, (), never) == ([], 0)
+    manifests.pending.drop(replace(ONE, revision="old"))
+    shelf.ref("v1").write_text("1111\n")
+    assert prune(manifests, hubs, (), never) == ([], 0)
+    shelf.ref("v1").unlink()
+    readme = shelf.snapshot("1111") / "README.md"
+    readme.write_text("another program has pulled all of it")
+    assert prune(manifests, hubs, (), never) == ([], 0)
+    readme.unlink()
+    with open(shelf.lock, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert prune(manifests, hubs, (), never) == ([], 0)
+    assert stays()
+    assert prune(manifests, hubs, (), never) == (["acme/tiny@1111"], 5 + 2)
+    assert not shelf.snapshot("1111").exists()
+    assert shelf.partial("d" * 64).exists()
+    assert shelf.is_whole(newer), "also what both share"
+    assert shelf.is_whole(TWO)
+    assert list(manifests.superseded) == []

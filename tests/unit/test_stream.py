@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 
 from vllmd import sse
 from vllmd.engine.client import EngineClient, Exchange
-from vllmd.engine.http import Head, Headers
+from vllmd.engine.http import Head
 from vllmd.errors import StreamBroken, VllmdError
 from vllmd.server.calls import Call
 from vllmd.server.continuation import Seam
 from vllmd.server.doors import CLOGGED_BYTES, Door
+from vllmd.server.last_words import LastWords
 from vllmd.server.passage import Passage
 from vllmd.server.silence import DISCARD_S, Patience
 from vllmd.server.stream import Stream
 from vllmd.server.watch import Watch
 
-HEAD = Head(200, Headers([("content-type", "text/event-stream")]))
+HEAD = Head(200, {"content-type": "text/event-stream"})
 DONE = b"data: [DONE]\n\n"
 
 
@@ -128,7 +129,12 @@ class Engine:
         self.aborted_at: list[float] = []
         self.is_paused = False
         self.proved_at = 0.0
+        self.stops: Callable[[], bool] = lambda: False
         self._passage: Passage | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.stops()
 
     @property
     def passage(self) -> Passage:
@@ -181,12 +187,14 @@ def play(
     async def story() -> tuple[Engine, Stream, Recorder]:
         engine, door = Engine(), Recorder(shows)
         call = Call("id", "me", "m", "/v1/completions", b"{}", {}, streams, True)
-        stream = Stream(call, door, Patience(keepalive_s, stall_s, send_stall_s), None, is_stopping)
-        with Watch(0.25).over(stream):
-            carrying = asyncio.ensure_future(stream.carry(cast(EngineClient, engine), cast(Exchange, engine), seam))
-            await asyncio.sleep(0)
-            await script(engine, stream, door)
-            await carrying
+        engine.stops = is_stopping
+        stream, watch = Stream(call, door, Patience(keepalive_s, stall_s, send_stall_s), None, engine), Watch(0.25)
+        watch.add(stream)
+        carrying = asyncio.ensure_future(stream.carry(cast(EngineClient, engine), cast(Exchange, engine), seam))
+        await asyncio.sleep(0)
+        await script(engine, stream, door)
+        await carrying
+        watch.discard(stream)
         return engine, stream, door
 
     with asyncio.Runner(loop_factory=_JumpingLoop) as runner:
@@ -212,7 +220,7 @@ def test_a_silent_stream_is_kept_alive_and_given_up_once(begins: bool) -> None:
 def test_a_call_that_asks_for_no_stream_may_take_its_time() -> None:
     async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
         await asyncio.sleep(1000)
-        engine.passage.begun(Head(200, Headers()))
+        engine.passage.begun(Head(200, {}))
         engine.passage.payload(b'{"a":')
         engine.passage.payload(b"1}")
         engine.passage.ended(None)
@@ -273,6 +281,43 @@ def test_an_answer_that_is_done_but_does_not_end_is_given_up_without_a_fault() -
     assert stream.is_done
     assert not stream.is_stalled
     assert door.out == said("a") + said("b") + DONE
+
+
+def test_of_a_stream_its_end_is_kept_and_nothing_else() -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
+    stop = said("").replace(b"null", b'"stop"')
+
+    async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
+        engine.passage.begun(HEAD)
+        engine.say(said("").replace(b'"content"', b'"role":"assistant","content"'))
+        await asyncio.sleep(0.01)
+        for word in "abc":
+            engine.say(said(word))
+            assert not engine.passage.tail
+        for event in (stop, usage, DONE):
+            engine.say(event)
+        assert engine.passage.tail == stop + usage + DONE
+        engine.passage.ended(None)
+
+    _engine, stream, _door = play(script)
+    assert stream.last_words == LastWords("stop", 3, 5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 300, 3000])
+def test_a_short_stream_says_why_it_ends_however_it_comes(size: int) -> None:
+    """In one block with its first words, or in pieces."""
+    whole = said("a") + said("b") + said("").replace(b"null", b'"length"') + DONE
+
+    async def script(engine: Engine, stream: Stream, door: Recorder) -> None:
+        engine.passage.begun(HEAD)
+        for start in range(0, len(whole), size):
+            engine.passage.payload(whole[start : start + size])
+            await asyncio.sleep(0)
+        engine.passage.ended(None)
+
+    _engine, stream, door = play(script)
+    assert door.out == whole
+    assert stream.last_words == LastWords("length")
 
 
 class StrangeSeam:

@@ -105,6 +105,14 @@ def test_restarts_by_their_cause_and_starts_by_their_length() -> None:
     assert lives.ready.keys() == {"m"}
 
 
+def test_a_wake_is_no_start() -> None:
+    clock = iter(range(0, 1000, 10))
+    lives = Lives(lambda: float(next(clock)))
+    for state in ("starting", "ready", "dozing", "asleep", "starting", "ready", "dozing", "starting", "ready"):
+        lives.note(ModelStatus("m", state=state, generation=1))
+    assert (lives.ready["m"].sum, lives.awake["m"].sum) == (10.0, 20.0)
+
+
 def test_a_model_that_comes_back_by_a_reload_begins_anew() -> None:
     clock = iter(range(0, 1000, 10))
     lives = Lives(lambda: float(next(clock)))

@@ -49,6 +49,7 @@ POLICY = Policy(
     backoff_max_s=60,
 )
 CRASH = Verdict("crashed", "it fell over")
+AWAY = Verdict("hub unreachable", "the hub is away", retry_after_s=0.0)
 HOPELESS = Verdict("no such model", "there is no such model", permanent=True)
 
 
@@ -110,6 +111,10 @@ def no_answer(engine: Engine) -> Event:
 
 def end(engine: Engine) -> Event:
     return Exited(engine.generation, CRASH)
+
+
+def no_hub(engine: Engine) -> Event:
+    return Exited(engine.generation, AWAY)
 
 
 def hopeless_end(engine: Engine) -> Event:
@@ -204,6 +209,28 @@ def test_a_model_that_dies_on_every_first_request_ends_in_failed() -> None:
     assert [state for state, _ in told[-2:]] == [State.FAILED, State.FAILED]
     assert lives(load, *crash * 3)[-1].crashes == POLICY.restart_limit + 1
     assert told[-1] == (State.FAILED, NOTHING)
+
+
+def test_a_night_without_the_hub_is_waited_for_and_costs_the_model_none_of_its_tries() -> None:
+    night = (load, no_hub, *(rings(Timer.BACKOFF), no_hub) * 40)
+    pauses = [effects for state, effects in story(*night) if state is State.BACKOFF]
+    assert len(pauses) == 41
+    assert pauses[:3] == [(SetTimer(Timer.BACKOFF, seconds, BACKOFF_JITTER),) for seconds in (1, 2, 4)]
+    assert pauses[-1] == (SetTimer(Timer.BACKOFF, POLICY.backoff_max_s, BACKOFF_JITTER),)
+    morning = (*night, rings(Timer.BACKOFF))
+    assert lives(*night)[-1].verdict == AWAY
+    assert (lives(*morning, end)[-1].crashes, lives(*morning, end)[-1].setbacks) == (1, 0)
+    assert story(*morning, end)[-1] == backed_off(1)
+    assert story(*morning, token, end, rings(Timer.BACKOFF), no_hub)[-1] == backed_off(1), "another night"
+    assert story(*morning, hopeless_end)[-1] == (State.FAILED, NOTHING)
+
+
+def test_a_hub_that_wants_to_be_left_alone_is() -> None:
+    def busy_hub(engine: Engine) -> Event:
+        return Exited(engine.generation, replace(AWAY, retry_after_s=300.0))
+
+    assert story(load, busy_hub)[-1] == backed_off(300)
+    assert story(load, busy_hub, rings(Timer.BACKOFF), end)[-1] == backed_off(1)
 
 
 def test_without_restarts_the_first_crash_is_the_last() -> None:

@@ -154,6 +154,11 @@ def test_provoked_faults(name: str) -> None:
     assert verdict.permanent is permanent
 
 
+def test_what_is_waited_for_without_end_is_a_hub_that_the_engine_names() -> None:
+    waited_for = {name for name in FAULTS if of_recording(f"{name}.txt").retry_after_s is not None}
+    assert waited_for == {"hub-unreachable", "hub-broken"}
+
+
 def test_every_provoked_fault_is_judged() -> None:
     provoked = {path.stem for path in RECORDINGS.glob("*.txt") if path.read_text().startswith("# ")}
     assert provoked == FAULTS.keys()

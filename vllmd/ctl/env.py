@@ -91,6 +91,10 @@ def _list(invocation: Invocation, as_json: bool) -> None:
     machine = answer["machine"]
     suits = machine["requirement"] or f"{machine['variant']}, which needs environment.index in the configuration"
     invocation.terminal.note(f"{size(answer['free'])} free; for this machine: {suits}: {machine['reason']}")
+    if machine.get("settled"):
+        version = suits.partition("==")[2]
+        served = f"{machine['settled']} served here first, and stays until another one is used"
+        invocation.terminal.note(f"{served}:  vllmctl env install  and  vllmctl env use {version}")
 
 
 def render(environments: list[EnvironmentStatus]) -> list[str]:

@@ -32,7 +32,7 @@ def models(invocation: Invocation, is_local: bool, as_json: bool) -> ExitStatus:
     """List the models.
 
     Every configured model is listed, whether it is in memory or not: what it does, when it is loaded (at the start of
-    vllmd, on demand, by hand), when its last request ended, and what it takes of each device when it is in memory.
+    vllmd, on demand, by hand), when its last request ended, and what it takes of each device now.
     """
     path = LOCAL if is_local else MODELS if as_json else STATUS
     listing = invocation.client().ask("GET", path)

@@ -13,7 +13,7 @@ from vllmd.ctl.jobs import read, see_through
 from vllmd.ctl.load import say
 from vllmd.errors import ExitStatus
 from vllmd.provisions import JobStatus, size
-from vllmd.routes import LOCAL, PULL, VERIFY
+from vllmd.routes import LOCAL, PRUNE, PULL, VERIFY
 
 name_argument = click.argument("name", shell_complete=model_names)
 json_option = click.option("--json", "as_json", is_flag=True, help="The job as JSON, a line for each change.")
@@ -55,13 +55,23 @@ def verify(
 
 
 @click.command(cls=Verb)
-@name_argument
+@click.argument("name", required=False, shell_complete=model_names)
+@click.option("--unused", is_flag=True, help="Instead of a NAME: what was pulled and has made way for a newer commit.")
 @click.pass_obj
-def rm(invocation: Invocation, name: str) -> ExitStatus:
+def rm(invocation: Invocation, name: str | None, unused: bool) -> ExitStatus:
     """Take a model off the disk.
 
-    With NAME@REVISION only that one, or the commit that begins so. A model that is loaded is not removed.
+    With NAME@REVISION only that one, or the commit that begins so. A model that is loaded is not removed. `--unused`
+    leaves alone what an engine is made of, what a model is pinned to, and what another program has a name for.
     """
+    if (name is None) is not unused:
+        raise click.UsageError("give a NAME, or --unused", click.get_current_context())
+    if name is None:
+        answer = invocation.client().ask("POST", PRUNE, None)
+        for each in answer["removed"]:
+            say(invocation, f"{each}: removed")
+        say(invocation, f"{size(int(answer['freed']))} freed")
+        return ExitStatus.OK
     answer = invocation.client().ask("DELETE", f"{LOCAL}/{quote(name, safe='')}", None)
     say(invocation, f"{name}: removed, {size(int(answer['freed']))} freed")
     return ExitStatus.OK

@@ -57,7 +57,7 @@ def _model(model: ModelStatus, now: float) -> list[str]:
         "model": model.model,
         "since": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(model.since))} ({duration(now - model.since)})",
         "engine": _engine(model),
-        "memory": f"{gib(model.claim_bytes)} of each device, when it is there" if model.claim_bytes else "",
+        "memory": f"{gib(model.claim_bytes)} of each device" if model.claim_bytes else "",
         "loaded": LOADS.get(model.load, ""),
         "requests": _requests(model),
         "last used": "" if model.used_at is None else used(model, now),

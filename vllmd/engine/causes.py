@@ -52,6 +52,7 @@ class Sign:
         message, hint: the verdict's; they may name groups of the pattern, words of the `CONTEXT`, and `error`, the
             last exception as `: text`.
         permanent: the verdict's.
+        passes: whether it is the fault of somebody else who is named, and will pass (`Verdict.retry_after_s`).
     """
 
     cause: Cause
@@ -59,6 +60,7 @@ class Sign:
     message: str
     hint: str
     permanent: bool = False
+    passes: bool = False
 
     def read(self, text: str, context: Mapping[str, str]) -> Verdict | None:
         """The verdict if `text` bears this sign; `context` has a word for each that it may name."""
@@ -66,7 +68,8 @@ class Sign:
         if not found:
             return None
         words = {**context, **found.groupdict(default="")}
-        return Verdict(self.cause, self.message.format(**words).strip(), self.hint.format(**words), self.permanent)
+        message, hint = self.message.format(**words).strip(), self.hint.format(**words)
+        return Verdict(self.cause, message, hint, self.permanent, 0.0 if self.passes else None)
 
 
 CONTEXT = {
@@ -230,12 +233,14 @@ SIGNS = (
         r"\b(?P<code>5\d\d|429) (Server|Client) Error: (?P<reason>[\w ]+) for url:? (?P<at>https?://[^/\s]+)",
         "the model hub at {url}{at} answers {status}{code} {reason}",
         "that is the hub's, or a proxy's, to mend; or give the directory of a downloaded model",
+        passes=True,
     ),
     Sign(
         Cause.HUB_UNREACHABLE,
         r"[Cc]ouldn't connect to '(?P<url>https?://[^']+)'",
         "the model hub cannot be reached at {url}",
         _NETWORK,
+        passes=True,
     ),
     Sign(
         Cause.HUB_UNREACHABLE,

@@ -2,6 +2,10 @@
 
 A choice is made beside the configuration (`vllmctl env use`) and kept in the state. It stands against what the file
 said at that time: once the file names another requirement, interpreter or path, that is the newer word, and holds.
+
+Where neither says anything, the machine's build counts, in the version with which it first served here (`settled`): a
+later vllmd that was made with a newer one goes on with what is installed. Each build has a version of its own: a GPU
+that comes brings its own, and one whose driver was late for once finds everything as it was.
 """
 
 import json
@@ -38,18 +42,27 @@ class Chosen:
     Args:
         every: for all models that have none of their own.
         models: model → its own.
+        settled: build (a value of `Variant`) → the requirement that first served where nobody had chosen.
     """
 
     every: Choice | None = None
     models: Mapping[str, Choice] = field(default_factory=dict)
+    settled: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, model: str) -> Choice | None:
         """The choice that is meant for a model."""
         return self.models.get(model, self.every)
 
     def but(self, model: str | None, choice: Choice) -> "Chosen":
-        """These, with another one for `model`; None means all models, also those that had one of their own."""
+        """These, with another one for `model`; None means all models, also those that had one of their own.
+
+        A choice for all is also the newer word about what was settled.
+        """
         return Chosen(choice) if model is None else replace(self, models={**self.models, model: choice})
+
+    def settle(self, variant: str, requirement: str) -> "Chosen":
+        """These, and what a build of vLLM is on this machine from now on."""
+        return replace(self, settled={**self.settled, variant: requirement})
 
 
 def said(configured: EnvironmentSettings) -> str:
@@ -122,7 +135,8 @@ def _read(path: Path) -> Chosen:
     try:
         table = json.loads(path.read_text())
         models = {str(name): _choice(each) for name, each in table["models"].items()}
-        return Chosen(_choice(table["every"]) if table["every"] else None, models)
+        settled = {str(variant): str(each) for variant, each in table.get("settled", {}).items()}
+        return Chosen(_choice(table["every"]) if table["every"] else None, models, settled)
     except FileNotFoundError:
         return Chosen()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

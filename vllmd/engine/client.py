@@ -11,7 +11,7 @@ from vllmd.engine.pool import REFUSED, Pool
 from vllmd.errors import EngineRefused, EngineUnreachable, StreamBroken
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sent:
     """A request that is under way.
 
@@ -33,6 +33,8 @@ class EngineClient:
         socket: where the engine listens.
     """
 
+    _loop: asyncio.AbstractEventLoop
+
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._pool: Pool | None = None
@@ -42,7 +44,8 @@ class EngineClient:
         here reads answers: the health check does, and the server for what it passes on to clients."""
 
     async def __aenter__(self) -> "EngineClient":
-        self._pool = Pool(self._socket)
+        self._loop = asyncio.get_running_loop()
+        self._pool = Pool(self._socket, self._loop)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -68,7 +71,7 @@ class EngineClient:
         """
         if self._pool is None or not self._pool.is_open:
             raise EngineRefused(REFUSED)
-        sent = Sent(asyncio.get_running_loop().time(), len(body or b""))
+        sent = Sent(self._loop.time(), len(body or b""))
         # Only what has a body makes the engine work.
         register = self._under_way if body is not None else {}
         return Exchange(request(method, path, body, headers or {}), self._pool, sent, register)
@@ -160,6 +163,8 @@ class Exchange:
         was_over, self._sink = self._is_over, sink
         if self._connection:
             self._connection.turn_to(sink)
+        if self._head is None and not was_over:
+            return
         failure = self._hand_over(sink)
         if was_over:
             sink.ended(failure or self._error)

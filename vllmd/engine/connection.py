@@ -243,7 +243,7 @@ class Connection(asyncio.Protocol):
         carried, keeps = self._carried, self._keeps
         self._rest()
         if error is None and keeps and self.is_open:
-            self.resume()
+            self._transport.resume_reading()  # which it may have been told not to do
             self._pool.keep(self)
         else:
             self._drop()

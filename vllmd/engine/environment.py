@@ -83,6 +83,8 @@ async def ensure(
     report: Report,
     find_installer: Callable[[], str | None] = find_uv,
     index: str = "",
+    asker: str = "another process",
+    alive: Callable[[], None] = lambda: None,
 ) -> Environment:
     """Find the environment for `requirement`, or build it. A cancelled build leaves nothing behind that runs.
 
@@ -93,6 +95,8 @@ async def ensure(
         report: called with each line of progress; at least every 10 s while anything moves.
         find_installer: says where uv is; None makes pip do the work.
         index: an index of wheels beside those of pip's settings.
+        asker: who wants it, for those who wait meanwhile because they want the same.
+        alive: called once a second while another's installation of it is waited for.
 
     Raises:
         InstallError: it could not be built; says why, and what to do.
@@ -108,7 +112,7 @@ async def ensure(
     if environment.is_there:
         return environment
     try:
-        async with locked(environment.root, report) as lock:
+        async with locked(environment.root, report, f"the installation that {asker} has begun", alive) as lock:
             if not environment.is_there:
                 async with built_beside(environment.root) as building:
                     uv, place = find_installer(), Environment(building)

@@ -4,17 +4,22 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vllmd.engine import records, whole
 from vllmd.engine.distributions import pinned
-from vllmd.engine.environment import Environment, ensure, environment_path, find_interpreter
+from vllmd.engine.environment import Environment, Interpreter, ensure, environment_path, find_interpreter
 from vllmd.engine.installer import find_uv
 from vllmd.engine.records import Record
 from vllmd.engine.run import Report
+from vllmd.engine.shared import Shared
 from vllmd.errors import EnvironmentNotFound, InstallError
 from vllmd.sections import EnvironmentSettings
 from vllmd.settings import nearest
+
+INTERPRETER_S = 10.0
+"""So long an interpreter is taken to be what it said it is."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Environments:
     def __init__(self, folder: Path, find_installer: Callable[[], str | None] = find_uv) -> None:
         self._folder = folder
         self._find_installer = find_installer
+        self._interpreters: dict[str, Shared[Interpreter]] = {}
 
     def all(self) -> list[Installed]:
         """Those that are whole, by name."""
@@ -72,7 +78,7 @@ class Environments:
 
     async def install(self, requirement: str, python: str, index: str, report: Report) -> Installed:
         """Finds or builds the environment for a requirement. Raises InstallError."""
-        built = await ensure(requirement, self._folder, python, report, self._find_installer, index)
+        built = await ensure(requirement, self._folder, python, report, self._find_installer, index, "an administrator")
         record = records.read(built.root)
         assert record is not None, "its name tells as much"
         return Installed(built.root, record)
@@ -85,7 +91,12 @@ class Environments:
         """
         if settings.path or not settings.requirement:
             return Path(settings.path) if settings.path else None
-        return environment_path(settings.requirement, self._folder, await find_interpreter(settings.python))
+        return environment_path(settings.requirement, self._folder, await self._interpreter(settings.python))
+
+    async def _interpreter(self, python: str) -> Interpreter:
+        """The one behind a configured path: asked itself, but not by everybody who wants to see the list."""
+        shared = self._interpreters.setdefault(python, Shared(partial(find_interpreter, python), INTERPRETER_S))
+        return await shared.get()
 
     async def settings_of(self, installed: Installed, configured: EnvironmentSettings) -> EnvironmentSettings:
         """The settings that mean one that is there; of several ways to name its interpreter the configured one.

@@ -19,7 +19,7 @@ from vllmd.engine.environment import Environment, ensure
 from vllmd.engine.evidence import Evidence
 from vllmd.engine.flags import require_known
 from vllmd.engine.gauges import TRACE
-from vllmd.engine.hub_verdicts import HOPELESS, cause_of
+from vllmd.engine.hub_verdicts import verdict_on
 from vllmd.engine.kept import RECORD, Keeping, Kept, Record, Store, keep
 from vllmd.engine.library import Provide
 from vllmd.engine.phases import Phase, Progress, read_line
@@ -30,6 +30,7 @@ from vllmd.engine.sleeping import put_to_sleep, wake
 from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.stay import Stay
 from vllmd.engine.verdict import explain
+from vllmd.engine.whole import WAITING
 from vllmd.errors import InstallError, JobCancelled, PullError, UnknownFlags, VllmdError
 from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
@@ -104,6 +105,7 @@ class Generation:
         self._preparing: asyncio.Task[Any] | None = None
         self._asked_to_end = False
         self._is_left = False
+        self._has_woken = False
 
     @property
     def pid(self) -> int | None:
@@ -124,14 +126,14 @@ class Generation:
 
     @property
     def spans(self) -> tuple[PhaseSpan, ...]:
-        """The phases of its start; none where an earlier vllmd has seen that begin."""
-        return self._recorder.spans() if self._kept is None else ()
+        """The phases of its start, or of its last wake; none where an earlier vllmd has seen that begin."""
+        return self._recorder.spans() if self._kept is None or self._has_woken else ()
 
     async def run(self) -> Verdict:
         """Runs the engine; returns why it ended, and only when no process of it is alive any more."""
-        if self._asked_to_end and self._kept is None:
-            return _CALLED_OFF
         try:
+            if self._asked_to_end and self._kept is None:
+                return _CALLED_OFF
             beginning = await self._begin()
             return beginning if isinstance(beginning, Verdict) else await self._live(beginning)
         except asyncio.CancelledError:
@@ -158,15 +160,31 @@ class Generation:
 
     async def sleep(self, client: EngineClient, level: int) -> None:
         """Has the engine give its memory back, and sees that it does. Raises SleepError if it does not."""
+        self._note_move()
         await self._stay.rest(partial(put_to_sleep, client, level))
         self._note_sleep(level)
 
-    async def wake(self, client: EngineClient) -> None:
-        """Waits until there is memory, and has the engine take it. Raises SleepError if it does not."""
-        await self._stay.resume(self._waits_for_memory)
-        self._show(Progress(Phase.WAKING_UP))
+    async def wake(self, client: EngineClient) -> bool:
+        """Waits until there is memory, and has the engine take it.
+
+        Returns:
+            Whether it is awake; it sleeps on if nobody waits for it any more.
+
+        Raises:
+            SleepError: it does not wake.
+        """
+        self._recorder, self._has_woken = Recorder(self._now()), True
+        if not await self._stay.resume(self._waits_for_memory):
+            return False
+        self._note_move()
+        self._report(Progress(Phase.WAKING_UP))
         await wake(client, self._sleep_level)
         self._note_sleep(0)
+        return True
+
+    def _note_move(self) -> None:
+        if self._keeping:
+            self._keeping.moves()
 
     def _note_sleep(self, level: int) -> None:
         self._sleep_level = level
@@ -228,7 +246,15 @@ class Generation:
         if settings.path:
             return self._plan.existing_environment()
         folder = self._plan.state / "environments"
-        return await ensure(settings.requirement, folder, settings.python, self._take_install, index=settings.index)
+        return await ensure(
+            settings.requirement,
+            folder,
+            settings.python,
+            self._take_install,
+            index=settings.index,
+            asker=self._plan.name,
+            alive=self._on_work,
+        )
 
     async def _needs(self) -> tuple[Environment, Path | None]:
         """All that an engine needs before it can start: an environment that knows its flags, and its model."""
@@ -336,20 +362,21 @@ class Generation:
 
     def _take_install(self, line: str) -> None:
         line = redacted(line, self._secrets)
-        self._report(Progress(Phase.INSTALLING))
+        self._report(Progress(Phase.WAITING if line.startswith(WAITING) else Phase.INSTALLING))
         self.lines.append(line)
         self._on_line(line)
 
     def _take_pull(self, status: JobStatus) -> None:
-        """News of a download; bytes that came are a sign of life."""
-        if self._pull is None or status.done != self._pull.done:
+        """News of a download; bytes that came are a sign of life, and so is that another one is not over yet."""
+        is_waiting = status.phase.startswith(WAITING)
+        if self._pull is None or status.done != self._pull.done or is_waiting:
             self._on_work()
         self._pull = status
-        self._report(Progress(Phase.DOWNLOADING, status.percent))
+        self._report(Progress(Phase.WAITING) if is_waiting else Progress(Phase.DOWNLOADING, status.percent))
 
     def _waits_for_memory(self) -> None:
         """It waits still; that others have their turn is no stall of its own."""
-        (self._show if self.was_ready else self._report)(Progress(Phase.WAITING_FOR_MEMORY))
+        self._report(Progress(Phase.WAITING_FOR_MEMORY))
         self._on_work()
 
     def _take_line(self, line: str) -> None:
@@ -362,13 +389,9 @@ class Generation:
             self._report(read_line(line, self.progress or Progress(Phase.STARTING_UP)))
 
     def _report(self, progress: Progress) -> None:
-        """How far its start has come."""
+        """How far its start has come, or its wake."""
         if progress != self.progress:
             self._recorder.note(progress.phase, self._now())
-        self._show(progress)
-
-    def _show(self, progress: Progress) -> None:
-        if progress != self.progress:
             self.progress = progress
             self._on_progress()
 
@@ -391,7 +414,7 @@ def _why_not(error: VllmdError | OSError) -> Verdict:
         case UnknownFlags():
             return Verdict(Cause.BAD_ARGUMENT, error.message, error.hint, permanent=True)
         case PullError():
-            return Verdict(cause_of(error), error.message, error.hint, permanent=isinstance(error, HOPELESS))
+            return verdict_on(error)
         case JobCancelled():
             return Verdict("pull cancelled", error.message, "pull or load it again", permanent=True)
         case VllmdError():

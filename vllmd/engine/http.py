@@ -4,8 +4,9 @@ No I/O: bytes go in as they come, cut anywhere.
 """
 
 import re
-from collections.abc import ItemsView, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from vllmd.engine.body import CRLF, FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
 
@@ -13,21 +14,26 @@ HEAD_BYTES = 64 * 1024
 """A longer head is none."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: " + TEXT + rb")?")
-_WHOLE_HEAD = re.compile(
-    rb"HTTP/1\.([01]) ([2-5]\d\d)(?: " + TEXT + rb")?\r\n((?:" + FIELD.pattern.replace(b"(", b"(?:") + rb"\r\n)*)\r\n"
-)
+_UNGROUPED = FIELD.pattern.replace(b"(", b"(?:")
+_WHOLE_HEAD = re.compile(rb"HTTP/1\.([01]) ([2-5]\d\d)(?: " + TEXT + rb")?\r\n((?:" + _UNGROUPED + rb"\r\n)*)\r\n")
 """A head that comes in one read and has no interim one before it, as nearly all do."""
+_FIELDS = re.compile(r"([^:\r\n]+):[ \t]*((?:[^\r\n]*[^\r\n \t])?)[ \t]*\r\n")
+"""The names and values in such a head."""
+
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
-_ASKED = re.compile(rb"[A-Z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.1")
-_OWN = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"})
+_OWN = rb"(?i:host|content-length|transfer-encoding|connection|expect)"
+_REQUEST = re.compile(
+    rb"[A-Z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.1\r\nHost: engine\r\n(?:Content-Length: [0-9]+\r\n)?"
+    rb"(?:(?!" + _OWN + rb":)" + _UNGROUPED + rb"\r\n)*\r\n"
+)
+"""The head of a request, of whose headers only the first two are the connection's own business."""
 
 
 # ── requests ──
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request as it is sent.
 
     Args:
@@ -51,72 +57,40 @@ def request(method: str, path: str, body: bytes | None, headers: Mapping[str, st
     Raises:
         ValueError: a header or the path would not stay in its line, or the header is the connection's own business.
     """
-    fields = [f"{name}: {value}".encode("utf-8", "surrogateescape") for name, value in headers.items()]
-    first = f"{method} {path} HTTP/1.1".encode()
-    wrong = [name for name in headers if name.lower() in _OWN or ":" in name]
-    if wrong or not _ASKED.fullmatch(first) or not all(map(FIELD.fullmatch, fields)):
+    length = [] if body is None and method in ("GET", "HEAD") else [f"Content-Length: {len(body or b'')}"]
+    fields = [f"{name}: {value}" for name, value in headers.items()]
+    lines = [f"{method} {path} HTTP/1.1", "Host: engine", *length, *fields, "", ""]
+    head = "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    if not _REQUEST.fullmatch(head) or head.count(CRLF) >= len(lines) or ":" in "".join(headers):
         raise ValueError(f"no request can be made of {method} {path!r} and these headers: {', '.join(headers)!r}")
-    length = [] if body is None and method in ("GET", "HEAD") else [b"Content-Length: %d" % len(body or b"")]
-    return Request(method, CRLF.join([first, b"Host: engine", *length, *fields, b"", b""]), body or b"")
+    return Request(method, head, body or b"")
 
 
 # ── heads ──
 
 
-class Headers(Mapping[str, str]):
-    """A response's headers, by name in any case; all are kept, hop-by-hop ones too, and all names are in lower case.
+class Head(NamedTuple):
+    """The head of an answer.
 
     Args:
-        fields: names and values as they came; those of the same name are joined by commas (RFC 9110, 5.3).
+        headers: hop-by-hop ones too; all names are in lower case.
     """
 
-    __slots__ = ("_fields",)
-
-    def __init__(self, fields: Iterable[tuple[str, str]] = ()) -> None:
-        self._fields: dict[str, str] = {}
-        for name, value in fields:
-            lower = name.lower()
-            before = self._fields.get(lower)
-            self._fields[lower] = value if before is None else f"{before}, {value}"
-
-    def __getitem__(self, name: str) -> str:
-        return self._fields[name.lower()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
-
-    def items(self) -> ItemsView[str, str]:
-        """All of them; as `Mapping` has it, at a tenth of the cost."""
-        return self._fields.items()
-
-    def said(self, name: str) -> str | None:
-        """The value of a name in lower case; None if it is not there."""
-        return self._fields.get(name)
-
-    def has(self, name: str, word: str) -> bool:
-        """Whether the list in that header has this word, in any case."""
-        said = self._fields.get(name)
-        return said is not None and word in (each.strip().lower() for each in said.split(","))
-
-
-@dataclass(frozen=True)
-class Head:
-    """The head of an answer."""
-
     status: int
-    headers: Headers
+    headers: Mapping[str, str]
 
     @property
     def is_stream(self) -> bool:
         """Whether the body is server-sent events."""
-        return (self.headers.said("content-type") or "").partition(";")[0].strip().lower() == "text/event-stream"
+        return _means_events(self.headers.get("content-type", ""))
 
 
-@dataclass(frozen=True)
-class Answer:
+@lru_cache(maxsize=64)
+def _means_events(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+
+
+class Answer(NamedTuple):
     """A response whose head is read.
 
     Args:
@@ -141,34 +115,38 @@ class HeadReader:
 
     __slots__ = ("_fields", "_lines", "_method", "_minor", "_status")
 
+    _status: int
+    _minor: int
+    _fields: list[tuple[str, str]]
+
     def __init__(self, method: str) -> None:
         self._method = method
-        self._begin()
+        self._lines: Lines | None = None
 
-    def _begin(self) -> None:
+    def _begin(self) -> Lines:
         self._lines = Lines(HEAD_BYTES)
         self._status = self._minor = 0
-        self._fields: list[tuple[str, str]] = []
+        self._fields = []
+        return self._lines
 
     def feed(self, data: bytes) -> Answer | None:
         """Takes bytes as they come; returns the answer once its head is whole. Raises NotHttp."""
-        if not self._status and not self._lines.is_inside and (whole := _WHOLE_HEAD.match(data, 0, HEAD_BYTES)):
-            return self._at_once(whole, data)
+        if self._lines is None and (whole := _WHOLE_HEAD.match(data, 0, HEAD_BYTES)):
+            fields = _FIELDS.findall(whole[3].decode(errors="replace"))
+            return _answer(self._method, int(whole[1]), int(whole[2]), fields, data[whole.end() :])
+        return self._by_lines(data, self._lines or self._begin())
+
+    def _by_lines(self, data: bytes, lines: Lines) -> Answer | None:
         at = 0
         while at < len(data):
-            line, at = self._lines.take(data, at)
+            line, at = lines.take(data, at)
             if line:
                 self._line(line)
             elif line is not None and self._is_final():
-                return self._answer(data[at:])
+                return _answer(self._method, self._minor, self._status, self._fields, data[at:])
+            elif line is not None:
+                lines = self._begin()
         return None
-
-    def _at_once(self, whole: re.Match[bytes], data: bytes) -> Answer:
-        self._minor, self._status = int(whole[1]), int(whole[2])
-        for line in whole[3].decode(errors="replace").split("\r\n")[:-1]:
-            name, _, value = line.partition(":")
-            self._fields.append((name, value.strip(" \t")))
-        return self._answer(data[whole.end() :])
 
     def _line(self, line: bytes) -> None:
         found = (FIELD if self._status else _STATUS_LINE).fullmatch(line)
@@ -183,23 +161,35 @@ class HeadReader:
         """Whether the head that has ended is the answer's own. Raises NotHttp."""
         if self._status in (0, 101):
             raise NotHttp("it has no status" if not self._status else "it goes over to another protocol")
-        if self._status >= 200:
-            return True
-        self._begin()
-        return False
-
-    def _answer(self, rest: bytes) -> Answer:
-        headers = Headers(self._fields)
-        body = _body(headers, self._minor)
-        if self._method == "HEAD" or self._status in (204, 304):
-            body = Sized(0)
-        keeps = self._minor > 0 and not headers.has("connection", "close") and not body.ends_with_connection
-        return Answer(Head(self._status, headers), body, keeps, rest)
+        return self._status >= 200
 
 
-def _body(headers: Headers, minor: int) -> Body:
+def _answer(method: str, minor: int, status: int, fields: Sequence[tuple[str, str]], rest: bytes) -> Answer:
+    headers = _joined(fields)
+    body = _body(headers, minor)
+    if method == "HEAD" or status in (204, 304):
+        body = Sized(0)
+    closes = "connection" in headers and _says_close(headers["connection"])
+    keeps = minor > 0 and not closes and not body.ends_with_connection
+    return Answer(Head(status, headers), body, keeps, rest)
+
+
+def _joined(fields: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    """Headers by name; those of the same name are joined by commas (RFC 9110, 5.3)."""
+    headers: dict[str, str] = {}
+    for name, value in fields:
+        lower = name.lower()
+        headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
+    return headers
+
+
+def _says_close(connection: str) -> bool:
+    return "close" in (each.strip().lower() for each in connection.split(","))
+
+
+def _body(headers: Mapping[str, str], minor: int) -> Body:
     """What follows a head (RFC 9112, 6.3). Raises NotHttp where there would be two opinions about it."""
-    coding, length = headers.said("transfer-encoding"), headers.said("content-length")
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
     if coding is not None:
         if coding.lower() != "chunked" or length is not None or not minor:
             raise NotHttp("nobody can tell where its body ends")

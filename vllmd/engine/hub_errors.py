@@ -5,6 +5,7 @@ network or a disk does comes as it is.
 """
 
 import errno
+import re
 from dataclasses import dataclass
 
 from vllmd.errors import (
@@ -20,6 +21,9 @@ from vllmd.errors import (
 
 TOKEN = "HF_TOKEN in the model's `env`, or the credential vllmd.hub-token"
 NETWORK = "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT, or give the directory of a downloaded model"
+
+LONGEST_S = 3600
+"""So long a hub is left alone at most, whatever it asks for."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,10 @@ def _said(status: int, retry_after: str, asked: Asked) -> VllmdError:
         refused = "does not accept the token" if asked.has_token else f"does not give {asked.repo} without a token"
         return TokenRefused(f"{hub} {refused}", f"tokens expire and are revoked; set a valid one: {TOKEN}")
     if status == 429:
-        when = f"in {retry_after} s" if retry_after.isdigit() else "later"
+        after_s = min(int(retry_after), LONGEST_S) if re.fullmatch("[0-9]{1,9}", retry_after) else 0
+        when = f"in {after_s} s" if after_s else "later"
         more = "" if asked.has_token else "; with a token it allows more"
-        return RateLimited(f"{hub} has had too many requests", f"try again {when}{more}")
+        return RateLimited(f"{hub} has had too many requests", f"try again {when}{more}", after_s)
     if status >= 500:
         return HubUnreachable(f"{hub} answers {status}", "that is the hub's, or a proxy's, to mend; try again later")
     return PullError(f"{hub} answers {status} for {asked.repo}", "see the daemon's log")

@@ -2,6 +2,7 @@
 
 from vllmd.engine.causes import Cause
 from vllmd.errors import Damaged, Gated, HubUnreachable, NoSpace, NotOnHub, PullError, RateLimited, TokenRefused
+from vllmd.lifecycle import Verdict
 
 HOPELESS = (Gated, NotOnHub, NoSpace)
 """What another try does not change."""
@@ -15,6 +16,19 @@ CAUSES: dict[type[PullError], Cause] = {
     NoSpace: Cause.NO_SPACE,
     Damaged: Cause.CORRUPT_WEIGHTS,
 }
+
+
+def verdict_on(error: PullError) -> Verdict:
+    """Why a start has ended that needed the model. A hub that is away is not the model's fault, and comes back."""
+    after_s = error.retry_after_s if isinstance(error, RateLimited) else 0.0
+    is_away = isinstance(error, HubUnreachable | RateLimited)
+    return Verdict(
+        cause_of(error),
+        error.message,
+        error.hint,
+        permanent=isinstance(error, HOPELESS),
+        retry_after_s=after_s if is_away else None,
+    )
 
 
 def cause_of(error: PullError) -> str:

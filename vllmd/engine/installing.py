@@ -14,7 +14,7 @@ _ENDS = re.compile(r"Downloaded (\S+)$")
 _PIP_COLLECTED = re.compile(r"Installing collected packages: (.+)")
 _PHASES = (
     *("creating the environment", "resolving", "taking out", "copying into", "compiling", "checking", "reading"),
-    *("flushing", "waiting for another"),
+    *("flushing", "waiting for"),
 )
 """What the builder's own words begin with."""
 

@@ -9,7 +9,7 @@ up when it is cancelled: a job's end says that nothing of it runs any more.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from enum import StrEnum
@@ -49,12 +49,21 @@ class Job(Generic[T]):
         kind: what is done.
         subject: what it is done to.
         publish: called when there is news of it.
+        brings: all that comes of it, beyond what every job of its kind brings.
     """
 
-    def __init__(self, id: str, kind: Kind, subject: str, publish: Callable[[JobStatus], None]) -> None:
+    def __init__(
+        self,
+        id: str,
+        kind: Kind,
+        subject: str,
+        publish: Callable[[JobStatus], None],
+        brings: frozenset[str] = frozenset(),
+    ) -> None:
         self.id = id
         self.kind = kind
         self.subject = subject
+        self.brings = brings
         self.lines: list[str] = []
         self._publish = publish
         self._followers: list[Callable[[JobStatus], None]] = []
@@ -153,9 +162,13 @@ class Job(Generic[T]):
 
     # ── its life ──
 
-    def begin(self, work: Callable[["Job[T]"], Awaitable[T]]) -> None:
-        """Does the work, in a context of its own: what it logs is not about the request that may have brought it."""
-        self._task = asyncio.get_running_loop().create_task(self._run(work), context=Context())
+    def begin(self, work: Callable[["Job[T]"], Awaitable[T]], after: Sequence["Job[Any]"] = ()) -> None:
+        """Does the work, in a context of its own: what it logs is not about the request that may have brought it.
+
+        Args:
+            after: jobs that have to be over first.
+        """
+        self._task = asyncio.get_running_loop().create_task(self._run(work, after), context=Context())
         self._task.add_done_callback(self._finish)
         self._tell()
 
@@ -165,7 +178,10 @@ class Job(Generic[T]):
         if self._task:
             await asyncio.wait([self._task])
 
-    async def _run(self, work: Callable[["Job[T]"], Awaitable[T]]) -> T:
+    async def _run(self, work: Callable[["Job[T]"], Awaitable[T]], after: Sequence["Job[Any]"]) -> T:
+        while tasks := [each._task for each in after if each._task and not each._task.done()]:
+            self.report(f"waiting for another {self.kind} of it")  # again and again: it is alive
+            await asyncio.wait(tasks, timeout=PUBLISHED_S)
         log.info("%s: begins", self)
         return await work(self)
 
@@ -233,24 +249,28 @@ class Jobs(Mapping[str, Job[Any]]):
         """Whether there is any that is not over."""
         return not all(each.is_over for each in self._all.values())
 
-    def running(self, kind: Kind, subject: str) -> Job[Any] | None:
-        """The job of that kind that is under way for `subject`."""
-        return next((each for each in self._all.values() if _is(each, kind, subject)), None)
-
-    def ask(self, kind: Kind, subject: str, work: Callable[[Job[T]], Awaitable[T]]) -> Job[T]:
-        """Begins a job, unless the same runs already: then that one is what the caller gets.
+    def ask(
+        self,
+        kind: Kind,
+        subject: str,
+        work: Callable[[Job[T]], Awaitable[T]],
+        brings: frozenset[str] = frozenset(),
+    ) -> Job[T]:
+        """Begins a job, unless one that brings as much runs already: then that one is what the caller gets.
 
         Args:
             kind, subject: what is done, and to what; the same kind is done to one subject once at a time.
             work: does it, and reports to the job. When it is cancelled it leaves nothing behind that runs.
+            brings: what the caller wants of it beyond the rest; after a job that brings less another one is begun.
         """
-        if found := self.running(kind, subject):
+        running = [each for each in self._all.values() if _is(each, kind, subject)]
+        if found := next((each for each in running if brings <= each.brings), None):
             return cast(Job[T], found)
         self._last += 1
-        job: Job[T] = Job(str(self._last), kind, subject, self._feed.publish)
+        job: Job[T] = Job(str(self._last), kind, subject, self._feed.publish, brings)
         self._all[job.id] = job
         self._forget()
-        job.begin(work)
+        job.begin(work, running)
         if kind in self._closed:
             job.cancel()
         return job

@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vllmd.engine import stock
+from vllmd.engine import stock, unused
 from vllmd.engine.hub import Shelf, cache_of, is_name, is_of_modelscope, is_offline, is_revision
 from vllmd.engine.jobs import Job, Jobs, Kind
 from vllmd.engine.manifest import Manifest, Manifests, split, subject_of
@@ -38,6 +38,9 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_X
 
 NO_VERDICT = (HubUnreachable, RateLimited, PullError)
 """What says nothing of the model, as that the cache may not be written: vLLM may start with what lies there."""
+
+NEWEST = "newest"
+"""What a pull brings and the completion of an earlier one does not: the commit that the revision is now."""
 
 
 async def as_configured(plan: Plan, told: Told) -> Path | None:
@@ -102,6 +105,8 @@ class Library:
         self._manifests = Manifests(self._directory)
         self._surroundings = surroundings
         self._plans = plans
+        self.changes = 0
+        """How often something on the disk was changed here."""
 
     # ── to have them ──
 
@@ -126,16 +131,21 @@ class Library:
         return Wanted(name, revision, (), self._surroundings)
 
     def pull(self, wanted: Wanted, verb: Verb = Verb.PULL) -> Job[Path]:
-        """Fetches a model as it is on the hub now, in a job."""
-        return self._jobs.ask(Kind.PULL, wanted.subject, lambda job: self._work(wanted, verb, job))
+        """Fetches a model as it is on the hub now, in a job; after one that brings less, if that is under way."""
+        brings = frozenset({json.dumps(sorted(wanted.patterns)), *([NEWEST] if verb is Verb.PULL else [])})
+        return self._jobs.ask(Kind.PULL, wanted.subject, lambda job: self._work(wanted, verb, job), brings)
 
     def verify(self, wanted: Wanted, *, repair: bool) -> Job[Path]:
         """Compares a model's files with what they should be, in a job."""
         verb = Verb.REPAIR if repair else Verb.VERIFY
-        return self._jobs.ask(Kind.VERIFY, wanted.subject, lambda job: self._work(wanted, verb, job))
+        brings = frozenset([verb.value] if repair else [])
+        return self._jobs.ask(Kind.VERIFY, wanted.subject, lambda job: self._work(wanted, verb, job), brings)
 
     async def provide(self, plan: Plan, told: Told) -> Path | None:
         """`Provide`: fetches what is missing; a model that is whole costs a look at its files, and no question.
+
+        One that was pulled for other `files`, or another `load-format`, gets what it lacks of the same commit. While
+        nobody can be asked for that, what is there has to do.
 
         Raises:
             PullError: it cannot be had.
@@ -143,25 +153,25 @@ class Library:
         wanted = wanted_by(plan)
         if wanted is None:
             return None
-        if (found := await asyncio.to_thread(self._whole, wanted)) is not None:
+        found, has_all = await asyncio.to_thread(self._whole, wanted)
+        if has_all or is_offline(wanted.environ):
             return found
-        if is_offline(wanted.environ):
-            return None
         job = self.pull(wanted, Verb.COMPLETE)
         try:
             with job.followed(told):
                 return await job.result()
         except PullError as error:
-            if type(error) not in NO_VERDICT or not wanted.shelf.has_some(wanted.revision):
+            if type(error) not in NO_VERDICT or not (found or wanted.shelf.has_some(wanted.revision)):
                 raise
             log.warning("%s: %s: taking what is in the cache", wanted.subject, error.message)
-            return None
+            return found
 
-    def _whole(self, wanted: Wanted) -> Path | None:
+    def _whole(self, wanted: Wanted) -> tuple[Path | None, bool]:
+        """Where the model lies if all is there that was pulled, and whether that is all that is wanted."""
         manifest = self._manifests.find(wanted.repo, wanted.revision)
         if manifest is None or not wanted.shelf.is_whole(manifest):
-            return None
-        return wanted.shelf.snapshot(manifest.commit)
+            return None, False
+        return wanted.shelf.snapshot(manifest.commit), manifest.covers(wanted.patterns)
 
     async def _work(self, wanted: Wanted, verb: Verb, job: Job[Path]) -> Path:
         is_known = self._manifests.find(wanted.repo, wanted.revision) is not None
@@ -183,7 +193,10 @@ class Library:
         environ = {**wanted.environ, **QUIET, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         argv = [sys.executable, "-P", "-m", "vllmd.engine.pulling", encode(order)]
         last = Last()
-        status = await run(argv, {}, partial(_said, job, last, secrets), secrets=environ)
+        try:
+            status = await run(argv, {}, partial(_said, job, last, secrets), secrets=environ)
+        finally:
+            self.changes += 1
         if not last.is_done:
             raise PullError(f"the program that fetches {wanted.repo} ended with status {status}", "see the log")
         manifest = self._manifests.find(wanted.repo, wanted.revision)
@@ -218,17 +231,38 @@ class Library:
                 raise InUse(f"{wanted.repo} is in use by a job: {kind}", "see:  vllmctl jobs")
         known = [each for each in self._known() if each.repo == wanted.repo]
         commits = stock.commits(wanted.shelf, known, split(name)[1])
-        if not commits and not wanted.shelf.root.exists():
+        if not commits and (split(name)[1] or not wanted.shelf.root.exists()):
             raise NotOnHub(f"there is no {name} on this disk", "see:  vllmctl models --local")
         try:
             freed = stock.remove(wanted.shelf, commits)
         except BlockingIOError:
             raise InUse(f"{wanted.repo} is in use by another process that fetches it", "wait for its end") from None
-        for manifests in (self._manifests, self._manifests.pending):
+        self.changes += 1
+        for manifests in (self._manifests, self._manifests.pending, self._manifests.superseded):
             for each in list(manifests):
                 if each.repo == wanted.repo and each.commit in commits:
                     manifests.drop(each)
         return freed
+
+    def prune(self, lines: Collection[bytes], starting: Collection[Plan]) -> tuple[list[str], int]:
+        """Takes off the disk what was pulled here and has made way for a newer commit. Not for the event loop.
+
+        Args:
+            lines: the command lines of all engines, which name the commit that each is made of.
+            starting: what is about to have one.
+
+        Returns:
+            What is gone, as people write it, and how many bytes that freed.
+        """
+        wanted = [found for plan in self._plans() if (found := wanted_by(plan))]
+        about_to = {found.repo for plan in starting if (found := wanted_by(plan))}
+
+        def in_memory(manifest: Manifest) -> bool:
+            return manifest.repo in about_to or any(manifest.commit.encode() in line for line in lines)
+
+        pins = {(each.repo, each.revision) for each in wanted}
+        self.changes += 1
+        return unused.prune(self._manifests, self._hubs(), pins, in_memory)
 
     def uses(self, plan: Plan, name: str) -> bool:
         """Whether a plan's engine is made of the repository that is meant by `name`."""
@@ -272,8 +306,8 @@ def _said(job: Job[Path], last: Last, secrets: Sequence[str], line: str) -> None
     if key == "progress":
         job.report(*value)
     elif key == "error":
-        code, message, hint = (redacted(str(each), secrets) for each in value)
-        raise kind_of(code)(message, hint)
+        code, message, hint = (redacted(str(each), secrets) for each in value[:3])
+        raise kind_of(code)(message, hint, *value[3:])
     elif key == "done":
         last.is_done = True
     else:

@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Manifest:
         commit: what that was.
         files: those that were chosen of it.
         pulled_at: when the hub was asked, Unix seconds.
+        selections: the patterns by which the files were chosen; several where models of one repository want different
+            ones; none where that was not written down.
     """
 
     repo: str
@@ -62,11 +64,21 @@ class Manifest:
     files: tuple[File, ...]
     pulled_at: float = 0.0
     version: int = field(default=VERSION)
+    selections: tuple[tuple[str, ...], ...] = ()
 
     @property
     def subject(self) -> str:
         """As people write it: `acme/tiny`, `acme/tiny@v2`."""
         return subject_of(self.repo, self.revision)
+
+    def covers(self, patterns: Sequence[str]) -> bool:
+        """Whether the files are among these that those patterns choose, as far as is known."""
+        return not self.selections or any(set(each) == set(patterns) for each in self.selections)
+
+    def joined(self, other: "Manifest") -> "Manifest":
+        """The same model with the files of both, which are of one commit."""
+        files = {each.path: each for each in (*self.files, *other.files)}
+        return replace(self, files=tuple(files.values()), selections=(*self.selections, *other.selections))
 
     @property
     def is_sound(self) -> bool:
@@ -105,7 +117,8 @@ def from_table(table: Any) -> Manifest | None:
     try:
         files = tuple(File(str(each["path"]), int(each["size"]), str(each["etag"])) for each in table["files"])
         words = (str(table["repo"]), str(table["revision"]), str(table["commit"]))
-        manifest = Manifest(*words, files, float(table["pulled_at"]), int(table["version"]))
+        selections = tuple(tuple(map(str, each)) for each in table.get("selections", ()))
+        manifest = Manifest(*words, files, float(table["pulled_at"]), int(table["version"]), selections)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return manifest if manifest.version == VERSION and manifest.is_sound else None
@@ -125,6 +138,18 @@ class Manifests:
     def pending(self) -> "Manifests":
         """Those of which not all has come yet."""
         return Manifests(self._directory / "pending")
+
+    @property
+    def superseded(self) -> "Manifests":
+        """Those that another commit has taken the place of, each under its own commit."""
+        return Manifests(self._directory / "superseded")
+
+    def supersede(self, manifest: Manifest) -> None:
+        """Notes what a manifest is about to take the place of, whole or pending, if that is another commit."""
+        for each in (self, self.pending):
+            before = each.find(manifest.repo, manifest.revision)
+            if before and before.commit != manifest.commit:
+                self.superseded.put(replace(before, revision=before.commit))
 
     def __iter__(self) -> Iterator[Manifest]:
         for path in sorted(self._directory.glob("*.json")):

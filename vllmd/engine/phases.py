@@ -18,6 +18,8 @@ from enum import StrEnum
 class Phase(StrEnum):
     """What a starting engine is doing, in the order in which it happens; the values are shown to people."""
 
+    WAITING = "waiting for another"
+    """Somebody else installs or downloads what it needs as well."""
     INSTALLING = "installing"
     WAITING_FOR_MEMORY = "waiting for memory"
     STARTING_UP = "starting up"

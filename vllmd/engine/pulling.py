@@ -5,7 +5,7 @@ the event loop, and to kill it is to cancel it. It says what it does in lines of
 
     {"line": "…"}                     for people
     {"progress": ["downloading", done, total]}
-    {"error": [code, message, hint]}  the last line, if it failed
+    {"error": [code, message, hint]}  the last line, if it failed; of RateLimited the seconds too
     {"done": true}                    the last line, if not
 
 It dies with the process that started it (PR_SET_PDEATHSIG, prctl(2)): what has come stays, and the next one goes on.
@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from vllmd.engine.manifest import File, Manifest, Manifests
 from vllmd.engine.selection import chosen, has_weights
 from vllmd.engine.transfer import PIECE_BYTES, Place, fetch, link
 from vllmd.engine.verifying import Say, verify
-from vllmd.errors import NoSpace, NotOnHub, PullError, outcome_of
+from vllmd.errors import NoSpace, NotOnHub, PullError, RateLimited, outcome_of
 from vllmd.provisions import size
 
 AT_ONCE = 8
@@ -55,7 +56,8 @@ class Verb(StrEnum):
     """Ask the hub what the revision is now, and fetch that."""
 
     COMPLETE = "complete"
-    """Fetch what is missing of what was pulled, if anything was; else like PULL."""
+    """Fetch what is missing of what was pulled, and other files of that commit if others are wanted now. Where nothing
+    was pulled, like PULL."""
 
     VERIFY = "verify"
     """Compare what lies on disk with its digests."""
@@ -120,7 +122,7 @@ class Hub:
             raise NotOnHub(
                 f"{repo} holds no weights that vLLM loads", "those are safetensors, .bin and .pt; or set `files`"
             )
-        manifest = Manifest(repo, revision, info.sha or "", files, time.time())
+        manifest = Manifest(repo, revision, info.sha or "", files, time.time(), selections=(tuple(patterns),))
         if not manifest.is_sound:
             raise PullError(f"what the model hub says of the files of {repo} makes no sense", "is HF_ENDPOINT a hub?")
         return manifest
@@ -160,14 +162,18 @@ def carry_out(order: Order, say: Say) -> None:
 
 
 def _pull(order: Order, agreed: Manifest | None, shelf: Shelf, hub: Hub, manifests: Manifests, say: Say) -> None:
-    if agreed is None:
-        say("progress", ["asking the hub", None, None])
-        agreed = hub.manifest(order.repo, order.revision, order.patterns)
     manifest = agreed
+    if manifest is None:
+        say("progress", ["asking the hub", None, None])
+        manifest = hub.manifest(order.repo, order.revision, order.patterns)
+    elif order.verb == Verb.COMPLETE and not manifest.covers(order.patterns):
+        say("progress", ["asking the hub", None, None])
+        manifest = manifest.joined(hub.manifest(order.repo, manifest.commit, order.patterns))
     free = shutil.disk_usage(shelf.root).free
     check_room(manifest.size - shelf.there(manifest), free, manifest.subject, shelf.hub)
+    manifests.supersede(manifest)
     manifests.pending.put(manifest)
-    with _telling(shelf, manifest, say):
+    with _repeated(partial(_tell, shelf, manifest, say)):
         _fetch_all(manifest, shelf, lambda file: hub.place(manifest, file))
     _note(shelf, manifest)
     manifests.put(manifest)
@@ -215,22 +221,29 @@ def _be_alone(shelf: Shelf, say: Say) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         say("line", "waiting for another process that works on the same model")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _repeated(lambda: say("progress", ["waiting for another process", None, None])):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _tell(shelf: Shelf, manifest: Manifest, say: Say) -> None:
+    """Tells how much has come, by what lies on the disk."""
+    done = shelf.there(manifest)
+    say("progress", ["downloading" if done < manifest.size else "verifying", done, manifest.size])
 
 
 @contextmanager
-def _telling(shelf: Shelf, manifest: Manifest, say: Say) -> Iterator[None]:
-    """Tells how much has come, by what lies on the disk, until the block is left."""
+def _repeated(tell: Callable[[], None]) -> Iterator[None]:
+    """Calls `tell` now and then until the block is left, and once more then."""
     over = threading.Event()
 
-    def tell() -> None:
+    def run() -> None:
         is_last = False
         while not is_last:
-            is_last, done = over.is_set(), shelf.there(manifest)
-            say("progress", ["downloading" if done < manifest.size else "verifying", done, manifest.size])
+            is_last = over.is_set()
+            tell()
             over.wait(PROGRESS_S)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield
@@ -253,7 +266,8 @@ def run(text: str, say: Say) -> int:
     try:
         carry_out(order, say)
     except PullError as error:
-        say("error", [outcome_of(error).code, error.message, error.hint])
+        more = [error.retry_after_s] if isinstance(error, RateLimited) else []
+        say("error", [outcome_of(error).code, error.message, error.hint, *more])
         return 1
     say("done", True)
     return 0

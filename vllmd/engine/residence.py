@@ -17,6 +17,7 @@ class Owner(Protocol):
 
     plan: Plan
     engine: Engine
+    expected_until: float
 
     @property
     def name(self) -> str:

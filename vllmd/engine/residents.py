@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 """How often memory is looked at while somebody waits for it: nobody tells when it becomes free."""
 
+GATHER_S = 1.0
+"""How long a bid that nobody waits for lets those come first that are on their way: vllmd starts them all at once."""
+
 PAUSE_S = 0.05
 """Requests that end one after the other are looked at together."""
 
@@ -35,18 +38,20 @@ FREE_WITHIN_S = 20.0
 LONG_S = 3600.0
 """As good as for ever, for a timer."""
 
-_NO_ROOM_TO_WAKE = Verdict(Cause.DOES_NOT_FIT, "others have taken the memory that it gave back when it fell asleep")
+_NO_ROOM_TO_WAKE = Verdict(Cause.DOES_NOT_FIT, "others have taken the memory that it gave back", retry_after_s=0.0)
 
 _NOBODY_GOES = {
     Answer.HELD: Verdict(
         Cause.DOES_NOT_FIT,
         "the model does not fit beside those in memory, and none of them may be taken out",
         "unload one of those that are loaded by hand, or give each a smaller `gpu_memory_utilization`",
+        retry_after_s=0.0,
     ),
     Answer.FULL: Verdict(
         Cause.DOES_NOT_FIT,
         "as many models are in memory as may be, and none of them may be taken out",
         "unload one of those that are loaded by hand, or raise memory.max_models",
+        retry_after_s=0.0,
     ),
 }
 
@@ -137,14 +142,24 @@ class Residents:
     def _look(self, now: float) -> float:
         """Decides, and does what was decided; returns when to look again."""
         present = [each for each in self._stays.values() if each.is_here]
-        bidding = [each for each in self._stays.values() if each.is_bidding]
-        residents, bids = [self._resident(each, now) for each in present], [self._bid(each) for each in bidding]
+        bidding = [each for each in self._stays.values() if each.is_bidding and self._is_due(each, now)]
+        residents, bids = [self._resident(each, now) for each in present], [self._bid(each, now) for each in bidding]
         decision = decide(bids, residents, self._rules(), now)
         for stay in present:
             self._see_to(stay, decision)
         for stay, bid in zip(bidding, bids, strict=True):
             self._answer(stay, decision.answers[bid.name], left(bid, residents), now)
         return decision.again_at
+
+    def _is_due(self, stay: Stay, now: float) -> bool:
+        """Whether it is time to answer a bid."""
+        are_all_there = all(each.is_here or each.is_bidding for each in self._stays.values())
+        return are_all_there or self._is_wanted(stay, now) or now >= stay.since + GATHER_S
+
+    def _is_wanted(self, stay: Stay, now: float) -> bool:
+        """Whether a request waits for it, or its client comes again in a moment, or an administrator waits."""
+        owner = stay.owner
+        return bool(self._traffic.count(owner.name)[1]) or owner.engine.ordered or now < owner.expected_until
 
     def _resident(self, stay: Stay, now: float) -> Resident:
         owner, room = stay.owner, stay.room
@@ -166,9 +181,8 @@ class Residents:
             is_gpu=room is not None and room.device == fitting.GPU,
         )
 
-    def _bid(self, stay: Stay) -> Bid:
+    def _bid(self, stay: Stay, now: float) -> Bid:
         owner, room = stay.owner, stay.room
-        waiting = self._traffic.count(owner.name)[1]
         return Bid(
             stay.name,
             frozenset(room.names if room else ()),
@@ -178,15 +192,15 @@ class Residents:
             room.total if room else 0,
             room.free + stay.claim if room else 0,
             stay.since,
-            is_wanted=bool(waiting) or owner.engine.ordered,
-            yields=owner.plan.model.load != "manual" and not stay.claim,
+            is_wanted=self._is_wanted(stay, now),
+            yields=owner.plan.model.load != "manual",
             is_gpu=room is not None and room.device == fitting.GPU,
         )
 
     def _see_to(self, stay: Stay, decision: Decision) -> None:
         """Holds the requests of an engine that has to go, and tells it to."""
         if stay.name in decision.closed:
-            stay.shut_out("another model needs its memory, when its running requests have ended")
+            stay.shut_out("another model gets its memory when the running requests have ended")
             if stay.name in decision.leave and not stay.is_told_to_go:
                 self._turn_out(stay, decision.leave[stay.name])
         elif not stay.is_told_to_go:
@@ -202,8 +216,8 @@ class Residents:
             case Answer.GRANTED:
                 stay.grant()
             case Answer.YIELDS:
-                log.info("%s: has no room beside the others; it is loaded when somebody asks for it", stay.owner.name)
-                stay.turn_out()
+                log.info("%s: has no room beside the others; it comes when somebody asks for it", stay.owner.name)
+                stay.withdraw()
             case Answer.SHORT:
                 self._try(stay, free, now)
             case Answer.HELD | Answer.FULL:

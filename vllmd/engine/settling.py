@@ -42,15 +42,53 @@ class Settling:
 
     def default(self, configured: EnvironmentSettings) -> EnvironmentSettings:
         """What suits the machine; without a requirement where that is nowhere to be had (`variants.NO_ROCM`)."""
+        made_with = self.made_with(configured)
+        settled = self.choices.kept.settled.get(self.machine.variant, "") if made_with else ""
+        return replace(configured, requirement=settled or made_with)
+
+    def made_with(self, configured: EnvironmentSettings) -> str:
+        """The same, as this vllmd was made with it: what a machine gets that has settled on nothing."""
         if self.machine.variant is Variant.ROCM and not configured.index:
-            return replace(configured, requirement="")
-        return replace(configured, requirement=requirement(self.machine.variant))
+            return ""
+        return requirement(self.machine.variant)
+
+    def settled(self, config: Config) -> str:
+        """What models run in for the only reason that it served here first; empty if this vllmd would install it."""
+        default = self.default(config.environment)
+        holds = _says_nothing(config) and self.of_all(config, self.choices.kept) == default
+        return default.requirement if holds and default.requirement != self.made_with(config.environment) else ""
 
     def of_all(self, config: Config, chosen: Chosen) -> EnvironmentSettings:
         """What a model runs in that has neither a pin nor a choice of its own."""
         return settings(config.environment, "", chosen.every, self.default(config.environment))
 
+    def settle(self, config: Config, served: EnvironmentSettings) -> bool:
+        """Tokens came out of an environment: where it is what suits the machine, later vllmds go on with it.
+
+        A token, not an installation: what never served is not worth going on with. The plans stay as they are.
+
+        Args:
+            config: what is in force.
+            served: what the model runs in.
+
+        Returns:
+            Whether that was news, and is written.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        is_settled = self.machine.variant in self.choices.kept.settled
+        is_default = bool(served.requirement) and served == self.default(config.environment)
+        if is_settled or not _says_nothing(config) or not is_default:
+            return False
+        self.choices.keep(self.choices.kept.settle(self.machine.variant, served.requirement))
+        return True
+
 
 def settling_here(config: Config, environ: Mapping[str, str]) -> Settling:
     """What holds on this machine, by what administrators have chosen on it."""
     return Settling(Choices(Path(config.paths.state) / "environments.json"), suited(look()), environ)
+
+
+def _says_nothing(config: Config) -> bool:
+    return not (config.environment.requirement or config.environment.path)

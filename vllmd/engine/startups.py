@@ -2,7 +2,8 @@
 
 A start is remembered as a timeline: when each phase began, and when the first token came. The same model with the same
 arguments in the same environment takes about as long again, so the place of the present phase in the old timeline says
-what is left. Starts that installed or downloaded something are not remembered: they will not be repeated.
+what is left. Starts that installed or downloaded something are not remembered: they will not be repeated. How long one
+waited for memory is the others' doing, and left out.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 KEEP = 64
 """Timelines in the file; the oldest make way."""
 
-ONCE_ONLY = (Phase.INSTALLING, Phase.WAITING_FOR_MEMORY, Phase.DOWNLOADING)
+ONCE_ONLY = (Phase.WAITING, Phase.INSTALLING, Phase.DOWNLOADING)
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,12 @@ class Recorder:
         )
 
     def finish(self, now: float) -> Timeline | None:
-        """The whole start; None if it did what is done only once."""
+        """The whole start, without the wait for memory; None if it did what is done only once."""
         if any(phase in self._begun_s for phase in ONCE_ONLY):
             return None
-        return Timeline(self._begun_s, now - self._began_at)
+        waited_s = self._begun_s.get(Phase.STARTING_UP, 0.0) if Phase.WAITING_FOR_MEMORY in self._begun_s else 0.0
+        own = {phase: at - waited_s for phase, at in self._begun_s.items() if phase != Phase.WAITING_FOR_MEMORY}
+        return Timeline(own, now - self._began_at - waited_s)
 
 
 class Startups:

@@ -40,6 +40,8 @@ MARGIN = 1 << 30
 FREED_PART = 0.5
 """The part of what an engine has claimed that has to be free when it sleeps: less is no sleep."""
 
+_WITHDRAWN = Verdict("not wanted", "nobody waits for it any more")
+
 
 class Stay:
     """One engine's time in memory: from the wish to start until nothing of it is alive.
@@ -91,7 +93,7 @@ class Stay:
         """It is in memory already, started by an earlier vllmd."""
         await self._find_out(plan, root or Path())
         self.is_here, self.claim = True, 0 if is_asleep else self.need.claim
-        self._freed = self.need.claim if is_asleep else None
+        self._freed, self._is_pinned = (self.need.claim, True) if is_asleep else (None, False)
         self._moved(self)
 
     async def rest(self, fall_asleep: Callable[[], Awaitable[None]], within_s: float = FREED_WITHIN_S) -> None:
@@ -112,16 +114,23 @@ class Stay:
         log.info("%s: asleep, %s are free for others", self.owner.name, gib(freed), extra=about(model=self.owner.name))
         self._moved(self)
 
-    async def resume(self, tell: Callable[[], None]) -> None:
-        """Waits until there is room for an engine that wakes. Raises SleepError if there will be none.
+    async def resume(self, tell: Callable[[], None]) -> bool:
+        """Waits until there is room for an engine that wakes. It takes back what it gave, and asks for nothing more.
 
-        It takes back what it gave, and asks for nothing more.
+        Returns:
+            Whether it may wake; not if nobody waits for it any more.
+
+        Raises:
+            SleepError: there will be no room.
         """
+        await self.look()  # what it saw last may be hours old
         self.is_here = False
         self.let_in()
         try:
-            if refusal := await self._bid(tell):
+            refusal = await self._bid(tell)
+            if refusal and refusal is not _WITHDRAWN:
                 raise SleepError(refusal.message, refusal.hint)
+            return refusal is None
         finally:
             self.is_here = True
 
@@ -150,6 +159,13 @@ class Stay:
         """There will be no room for it."""
         assert self._answer is not None, "it has made a bid"
         self._answer.set_result(verdict)
+
+    def withdraw(self) -> None:
+        """Nobody waits for it: it sleeps on, or comes when somebody asks for it."""
+        if self.is_asleep:
+            self.refuse(_WITHDRAWN)
+        else:
+            self.turn_out()
 
     @property
     def can_sleep(self) -> bool:
@@ -280,12 +296,13 @@ class Stay:
             if time.monotonic() > deadline:
                 raise SleepError(f"the engine says that it sleeps, and {gib(max(0, freed))} became free")
             await asyncio.sleep(within_s / 20)
-        return freed
+        return min(freed, self.need.claim or freed)  # others may have given memory back meanwhile
 
 
 def does_not_fit(fit: Fit) -> Verdict:
     """Why an engine is not to be started."""
-    return Verdict(Cause.DOES_NOT_FIT, f"the model does not fit: {fit.reason}", fit.hint, fit.permanent)
+    message, passes_s = f"the model does not fit: {fit.reason}", None if fit.permanent else 0.0
+    return Verdict(Cause.DOES_NOT_FIT, message, fit.hint, fit.permanent, retry_after_s=passes_s)
 
 
 class Residence(Protocol):

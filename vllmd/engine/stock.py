@@ -91,6 +91,48 @@ def _remove(shelf: Shelf, gone: set[str]) -> int:
     return before - _used(shelf)
 
 
+def drop(shelf: Shelf, manifest: Manifest, kept: Iterable[Manifest]) -> int | None:
+    """Takes away one commit that was pulled here, and those of its files that no other commit needs.
+
+    All else stays, unlike with `remove`: it may be another program's, and be coming just now. So does a commit that
+    another program has put files into, or has a name for.
+
+    Args:
+        kept: what was pulled, or is being pulled, and stays.
+
+    Returns:
+        How many bytes that freed; None if it has to stay.
+
+    Raises:
+        BlockingIOError: another process works on the same model.
+    """
+    if not shelf.root.exists():
+        return 0
+    with open(shelf.lock, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_shared(shelf, manifest):
+            return None
+        before = _used(shelf)
+        shutil.rmtree(shelf.snapshot(manifest.commit), ignore_errors=True)
+        needed = {blob for each in _children(shelf.root / "snapshots") for blob, _ in _blobs_of(each)}
+        coming = {file.etag for each in kept for file in each.files}
+        for etag in {each.etag for each in manifest.files} - coming:
+            shelf.partial(etag).unlink(missing_ok=True)
+            if shelf.blob(etag).resolve() not in needed:
+                shelf.blob(etag).unlink(missing_ok=True)
+        return before - _used(shelf)
+
+
+def _is_shared(shelf: Shelf, manifest: Manifest) -> bool:
+    """Whether somebody else has a name for a commit, or has put files into it."""
+    snapshot, pulled = shelf.snapshot(manifest.commit), {each.path for each in manifest.files}
+    refs = (each for each in (shelf.root / "refs").rglob("*") if each.is_file())
+    if any(each.read_text().strip() == manifest.commit for each in refs):
+        return True
+    found = (Path(directory) / name for directory, _, names in os.walk(snapshot) for name in names)
+    return any(str(each.relative_to(snapshot)) not in pulled for each in found)
+
+
 def _blobs_of(snapshot: Path) -> set[tuple[Path, int]]:
     """What the files of a snapshot lead to, and the sizes of that; each once."""
     files = (Path(directory) / name for directory, _, names in os.walk(snapshot) for name in names)

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from vllmd.engine.feed import Feed
 from vllmd.engine.supervisor import Supervisor
+from vllmd.lifecycle import State
 from vllmd.notify import Notifier
 from vllmd.sections import Current
 
@@ -24,8 +25,9 @@ async def tell(notifier: Notifier, supervisors: Mapping[str, Supervisor], curren
         notifier.status(f"{status.name}: {status.sentence()}")
         if supervisor.client is not None or supervisor.on_demand or status.load == "manual":
             notifier.ready()
-        elif not status.is_passing:
-            # Unloaded, or given up: the daemon stays and says why, though systemd still waits for the first token.
+        elif not status.is_passing or supervisor.engine.state is State.BACKOFF:
+            # Unloaded, given up, or in a pause that may be long: the daemon stays and says why, though systemd still
+            # waits for the first token.
             notifier.extend(SETTLED_S)
         # What passes is told again now and then, since its age or what is left of it changes.
         with suppress(TimeoutError):

@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from vllmd.engine.run import Report, run
@@ -15,12 +15,25 @@ BUILDING, REMOVING, SCRATCH = ".building", ".removing", ".scratch"
 PASSING = (BUILDING, REMOVING, SCRATCH)
 """What the names end in of directories that are not there yet, not any more, or only for a while."""
 
+WAITING = "waiting for"
+"""What the line begins with that tells whose work is waited for."""
+
+ALIVE_S = 1.0
+"""How often it is told that whoever has the lock is alive."""
+
 
 @contextlib.asynccontextmanager
-async def locked(root: Path, report: Report) -> AsyncIterator[int]:
+async def locked(
+    root: Path, report: Report, work: str = "", alive: Callable[[], None] = lambda: None
+) -> AsyncIterator[int]:
     """Hold the lock of the directory `root`, which need not exist; yields the lock's descriptor.
 
     A child that inherits the descriptor holds the lock as well, flock(2). The file stays: to remove it is a race.
+
+    Args:
+        report: is told who has it, if somebody has.
+        work: what is done under it, in words for those who wait meanwhile.
+        alive: called once a second while it is waited for: who has the lock is alive, else nobody would have it.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(root.with_name(f".{root.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -28,14 +41,36 @@ async def locked(root: Path, report: Report) -> AsyncIterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f"waiting for another process that makes {root.name}")
-            # Waits in a child, which unlike a thread can be cancelled, and locks what both have open.
-            wait = f"import fcntl; fcntl.flock({lock}, fcntl.LOCK_EX)"
-            if await run([sys.executable, "-I", "-c", wait], os.environ, report, [lock]) != 0:
-                raise OSError(f"the lock of {root} cannot be had") from None
+            report(f"{WAITING} {_read(lock) or f'another process that makes {root.name}'}")
+            await _wait(lock, root, report, alive)
+        _write(lock, work)
         yield lock
     finally:
         os.close(lock)
+
+
+async def _wait(lock: int, root: Path, report: Report, alive: Callable[[], None]) -> None:
+    """Waits in a child, which unlike a thread can be cancelled, and locks what both have open."""
+    wait = f"import fcntl; fcntl.flock({lock}, fcntl.LOCK_EX)"
+    waiting = asyncio.ensure_future(run([sys.executable, "-I", "-c", wait], os.environ, report, [lock]))
+    try:
+        while not waiting.done():
+            alive()
+            await asyncio.wait([waiting], timeout=ALIVE_S)
+        if waiting.result() != 0:
+            raise OSError(f"the lock of {root} cannot be had")
+    finally:
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+
+def _read(lock: int) -> str:
+    return os.pread(lock, 500, 0).decode(errors="replace")
+
+
+def _write(lock: int, work: str) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, work.encode()[:500], 0)
 
 
 @contextlib.asynccontextmanager
@@ -54,7 +89,7 @@ async def built_beside(root: Path) -> AsyncIterator[Path]:
 
 async def removed(root: Path, report: Report) -> None:
     """Removes the directory `root`; it is gone at once for all who look, and its files in a while."""
-    async with locked(root, report):
+    async with locked(root, report, f"the removal of {root.name}"):
         removing = root.with_name(f"{root.name}{REMOVING}")
         await asyncio.to_thread(_remove, removing)
         os.rename(root, removing)

@@ -67,8 +67,8 @@ def peer_of(request: web.Request) -> Identity:
 
 
 def identify(request: web.Request) -> Identity:
-    """Who sent `request`, as `admission` has found out; before that, only who is at the other end."""
-    return request.get(IDENTITY) or peer_of(request)
+    """Who sent `request`, as `admission` has found out; before that, who is at the other end (`middleware`)."""
+    return request[IDENTITY]
 
 
 def of_key(key: Key) -> Identity:

@@ -48,7 +48,7 @@ class Account:
 
     def admit(self, call: Call, now: float) -> None:
         """Counts a call from now on. Raises TooMany if its tokens are used up."""
-        if retry_after_s := self._retry_after_s(now):
+        if self.allowed.tokens_per_minute and (retry_after_s := self._retry_after_s(now)):
             self.refused += 1
             limit = self.allowed.tokens_per_minute
             message = f"{self.who.name} has used up its {limit} tokens a minute"
@@ -67,8 +67,6 @@ class Account:
         A running answer may overdraw it, since it is not cut; new ones then wait until that is paid.
         """
         most = self.allowed.tokens_per_minute
-        if not most:
-            return 0
         tokens, rate = self.tokens, most / 60
         self._left = min(most, self._left + (now - self._seen_at) * rate) - (tokens - self._seen)
         self._seen, self._seen_at = tokens, now
@@ -116,7 +114,7 @@ class Accounts:
 
     def named(self, name: str) -> Account:
         """The account of that name, opened if need be."""
-        return self._accounts.get(name) or self.of(Identity(name))
+        return self._accounts[name] if name in self._accounts else self.of(Identity(name))
 
     def usage(self) -> tuple[Usage, ...]:
         """What everybody has had."""

@@ -1,13 +1,13 @@
 """Who may come in at all: by TCP, whoever has a key, if there are keys. The Unix socket has the file's rights."""
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from vllmd import routes
 from vllmd.errors import Unauthenticated
-from vllmd.server.access import IDENTITY, IS_STRANGER, Identity, of_key, peer_of
+from vllmd.server.access import IDENTITY, IS_STRANGER, Identity, identify, of_key
 from vllmd.server.accounts import Accounts
 from vllmd.server.keyring import Keyring
+from vllmd.server.middleware import Check
 
 OPEN = frozenset({routes.HEALTH, routes.READY, routes.PAGE, routes.PAGE_FILES + "{file}"})
 """The routes that anybody may ask: they say whether the service is there, and are the page that will ask for a key."""
@@ -15,8 +15,8 @@ OPEN = frozenset({routes.HEALTH, routes.READY, routes.PAGE, routes.PAGE_FILES + 
 _HINT = "send it as  Authorization: Bearer KEY"
 
 
-def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: frozenset[str] = OPEN) -> Middleware:
-    """The middleware that finds out who asks.
+def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: frozenset[str] = OPEN) -> Check:
+    """Finds out who asks.
 
     Args:
         keyring: the keys; None where TCP asks for none, which is then this machine's alone.
@@ -24,20 +24,17 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: fr
         open_to_all: the routes that anybody may ask for.
     """
 
-    @web.middleware
-    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        who, is_stranger = peer_of(request), False
+    def admit(request: web.Request) -> None:
+        who = identify(request)
         if keyring is not None and who.uid is None:
             try:
-                who = _with_key(request, keyring)
+                who = request[IDENTITY] = _with_key(request, keyring)
             except Unauthenticated:
                 if not _is_one_of(open_to_all, request):
                     raise
-                request[IS_STRANGER] = is_stranger = True
-        if not is_stranger:
-            accounts.of(who)
-        request[IDENTITY] = who
-        return await handler(request)
+                request[IS_STRANGER] = True
+                return
+        accounts.of(who)
 
     return admit
 

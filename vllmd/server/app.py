@@ -1,4 +1,4 @@
-"""The route table and the order of the middleware: everything that is served, on one screen."""
+"""The route table, and what stands around it: everything that is served, on one screen."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def build(service: Service, reload: Reload, addresses: tuple[str, ...]) -> web.A
     logs = Logs(current, supervisors)
 
     app = _guarded(current, service.keyring, service.accounts)
-    app.on_response_prepare.extend((middleware.sign, shield, middleware.part_if(calls)))
+    app.on_response_prepare.append(middleware.finished(middleware.sign, shield, middleware.part_if(calls)))
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
@@ -115,15 +115,16 @@ def _maintaining(service: Service, reload: Reload) -> list[web.RouteDef]:
 def _versions(service: Service) -> Versions:
     current, settling, environments = service.current, service.settling, service.environments
     upgrade = Upgrade(current, settling, environments, service.supervisors, service.calls)
-    return Versions(current, settling, environments, service.supervisors, upgrade, service.jobs)
+    return Versions(current, settling, environments, service.supervisors, upgrade, service.jobs, service.calls)
 
 
 def _models(service: Service, control: Control) -> list[web.RouteDef]:
-    stored = Stored(service.current, service.supervisors, service.library)
+    stored = Stored(service.current, service.supervisors, service.library, service.calls)
     return [
         web.get("/api/models/{name:.+}/fit", Fits(service.current, service.supervisors).fit),
         web.post(routes.PULL, stored.pull),
         web.post(routes.VERIFY, stored.verify),
+        web.post(routes.PRUNE, stored.prune),
         web.get(routes.LOCAL, stored.list),
         web.delete(routes.LOCAL + "/{name:.+}", stored.remove),
         web.post("/api/models/{name:.+}/{verb:load|unload|restart}", control.order),
@@ -131,18 +132,11 @@ def _models(service: Service, control: Control) -> list[web.RouteDef]:
 
 
 def _guarded(current: Current, keyring: Keyring | None, accounts: Accounts) -> web.Application:
-    """An application without routes, and what stands around those, from outside in."""
+    """An application without routes, and what a request has to pass before those."""
     body_bytes = current.config.limits.body_bytes
     open_to_all = OPEN | ({routes.METRICS} if current.config.metrics.access == "open" else set())
-    app = web.Application(
-        middlewares=[
-            middleware.request_id,
-            middleware.errors,
-            unambiguous,
-            only_known_hosts(current),
-            only_with_a_key(keyring, accounts, open_to_all),
-        ],
-        client_max_size=body_bytes,
-    )
+    checks = [unambiguous, only_known_hosts(current), only_with_a_key(keyring, accounts, open_to_all)]
+    app = web.Application(middlewares=[middleware.guarded(checks)], client_max_size=body_bytes)
+    app[middleware.CHECKS] = checks
     app[middleware.BODY_BYTES] = body_bytes
     return app

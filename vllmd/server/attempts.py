@@ -48,6 +48,10 @@ class Attempts:
         config: how often to try, how much silence to bear.
     """
 
+    __slots__ = ("_call", "_door", "_feed", "_left", "_loss", "_queue", "_stall_s", "_stream", "_supervisor")
+
+    _loss: Loss
+
     def __init__(
         self,
         call: Call,
@@ -66,7 +70,6 @@ class Attempts:
         self._feed = feed
         self._left = config.replay.limit
         self._stall_s = config.relay.stall_s
-        self._loss = Loss(supervisor, feed)
 
     async def answer(self) -> Fault | None:
         """Tries until there is an answer; returns the engine's refusal if it is one.
@@ -77,7 +80,7 @@ class Attempts:
         """
         while True:
             async with self._queue.turn(self._call, self._supervisor, self._door.comment) as client:
-                self._loss.watch(client)
+                self._loss = Loss(self._supervisor, self._feed, client)
                 try:
                     return await self._attempt(client)
                 except EngineRefused:
@@ -138,11 +141,11 @@ class Attempts:
         """Passes an answer in one piece on, or returns the error that it is."""
         if head.status >= 400:
             return endings.refusal(head.status, body)
-        if fault := endings.aborted(body, self._stream.is_stopping()):
+        if fault := endings.aborted(body, self._supervisor.is_stopping):
             return fault
         if self._door.response is not None:
             raise StreamBroken("the engine answered in one piece where a stream was asked for")
-        self._stream.counted = chat.generated_tokens(body)
+        self._stream.counted = self._stream.last_words.tokens_out or chat.generated_tokens(body)
         await self._door.whole(head.status, head.headers, body)
         return None
 

@@ -3,16 +3,16 @@
 import asyncio
 import json
 from collections.abc import Collection, Sized
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from vllmd import trace
 from vllmd.about import CURRENT
 from vllmd.errors import ModelNotFound, RequestError, TooSlow, VllmdError
 from vllmd.limits import Limits
 from vllmd.routes import WAIT_HEADER
-from vllmd.server.access import identify
+from vllmd.server.access import Identity
 from vllmd.server.calls import Call
 from vllmd.settings import nearest
 from vllmd.wire import dumps
@@ -21,7 +21,7 @@ T = TypeVar("T", bound=Sized)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
-_PASSED = frozenset({"accept", "user-agent", "anthropic-version", "anthropic-beta"})
+_PASSED = (hdrs.ACCEPT, hdrs.USER_AGENT, "anthropic-version", "anthropic-beta")
 """The client's headers that the engine gets to see, beside those of `trace`."""
 
 BYTES_PER_S = 64 * 1024
@@ -107,7 +107,14 @@ def choose_model(wanted: object, known: Collection[str], default: str) -> str:
 
 
 def make_call(
-    request: web.Request, *, model: str, path: str, body: bytes, stream: bool, begins_traces: bool = False
+    request: web.Request,
+    *,
+    who: Identity,
+    model: str,
+    path: str,
+    body: bytes,
+    stream: bool,
+    begins_traces: bool = False,
 ) -> Call:
     """The call that `request` makes for; the body is what the engine will be sent.
 
@@ -120,7 +127,7 @@ def make_call(
         headers |= _trace_headers(request, begins_traces)
     return Call(
         id=request_id,
-        who=identify(request).name,
+        who=who.name,
         model=model,
         path=path,
         body=body,
@@ -131,7 +138,8 @@ def make_call(
 
 
 def _engine_headers(request: web.Request, request_id: str) -> dict[str, str]:
-    passed: dict[str, Any] = {key: value for key, value in request.headers.items() if key.lower() in _PASSED}
+    headers = request.headers
+    passed: dict[str, str] = {name: headers[name] for name in _PASSED if name in headers}
     return {**passed, "Content-Type": "application/json", "X-Request-Id": request_id}
 
 

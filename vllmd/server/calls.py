@@ -78,22 +78,6 @@ class Ledger(Protocol):
         """A call that was admitted is over; its answer can still be asked."""
 
 
-class UnderWay:
-    """The context manager of `Calls.under_way`."""
-
-    __slots__ = ("_call", "_calls")
-
-    def __init__(self, calls: "Calls", call: Call) -> None:
-        self._calls = calls
-        self._call = call
-
-    def __enter__(self) -> None:
-        self._calls.add(self._call)
-
-    def __exit__(self, *exc: object) -> None:
-        self._calls.discard(self._call)
-
-
 class Calls:
     """All calls under way. Leaving them one by one, or cutting them short, is how a daemon drains.
 
@@ -113,16 +97,12 @@ class Calls:
         self._left: asyncio.Event | None = None
         self._used: dict[str, float] = {}
 
-    def under_way(self, call: Call) -> "UnderWay":
-        """Counts `call` among those under way for the block; it belongs to the current task.
+    def add(self, call: Call) -> None:
+        """Counts `call` among those under way until it is discarded; it belongs to the current task.
 
         Raises:
-            VllmdError: where the block begins: what `close` was given, or why the ledger does not admit it.
+            VllmdError: what `close` was given, or why the ledger does not admit it.
         """
-        return UnderWay(self, call)
-
-    def add(self, call: Call) -> None:
-        """It is under way from now on."""
         if call.model not in self._spared:
             self.refuse_if_closed()
         if self._ledger is not None:

@@ -43,7 +43,7 @@ class Client(web.RequestHandler):
         server, settings: aiohttp's.
     """
 
-    __slots__ = ("_census", "_is_counted", "peer")
+    __slots__ = ("_census", "_is_counted", "_is_held", "peer")
 
     peer: Identity
     """Who is at the other end; of TCP, the address."""
@@ -52,6 +52,7 @@ class Client(web.RequestHandler):
         super().__init__(server, **settings)
         self._census = census
         self._is_counted = False
+        self._is_held = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Lets it in, or tells it why not."""
@@ -85,6 +86,17 @@ class Client(web.RequestHandler):
         response.headers.update({"Server": SERVER, **SHIELD})
         response.force_close()
         return response
+
+    def pause_reading(self) -> None:
+        """Reads no more of a body for now."""
+        self._is_held = True
+        super().pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Reads on. aiohttp calls it twice for each body, and looks for what a pause has left over, paused or not."""
+        if self._is_held:
+            self._is_held = False
+            super().resume_reading(resume_parser)
 
     def data_received(self, data: bytes) -> None:
         """What somebody says who was turned away is nobody's concern."""

@@ -159,12 +159,19 @@ class Control:
     async def _outcome(self, supervisor: Supervisor, verb: str) -> None:
         """Waits until an order has come to its end. Raises EngineFailed or NotReady if that is not the one wanted."""
         await asyncio.sleep(0)  # the supervisor takes the order before its state means anything
-        while supervisor.engine.state not in _SETTLED:
+        while not _is_settled(supervisor):
             await self._feed.after(self._feed.last)
         if verb != "unload" and supervisor.engine.state is not State.READY:
             raise not_ready(supervisor)
         if verb == "unload" and supervisor.engine.state is not State.STOPPED:
             raise NotReady(f"{supervisor.name} was loaded again meanwhile: {supervisor.status.summary}")
+
+
+def _is_settled(supervisor: Supervisor) -> bool:
+    """Whether nothing more comes soon; others who are away may be so for a night, and nobody waits that long."""
+    engine = supervisor.engine
+    is_patient = engine.state is State.BACKOFF and engine.setbacks > supervisor.policy.restart_limit
+    return engine.state in _SETTLED or is_patient
 
 
 def _wall_time(at: float) -> float | None:

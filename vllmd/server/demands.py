@@ -34,16 +34,21 @@ PRIORITISED = frozenset({routes.CHAT_COMPLETIONS, "/v1/completions", "/v1/respon
 def check(table: Mapping[str, Any], path: str, limits: Limits) -> None:
     """Raises RequestError if a request asks for more than it may. What is no number is the engine's to judge; what it
     takes for one, is one: vLLM reads `"9"` and `9.0` as 9."""
-    answers = max([_number(table.get(field)) for field in COUNTS], default=1) or 1
+    answers = max([_number(table[field]) for field in COUNTS if field in table], default=1) or 1
     answers *= _prompts(table.get("prompt")) if path == "/v1/completions" else 1
     if answers > limits.answers:
         field = next((each for each in COUNTS if _number(table.get(each)) > 1), "prompt")
         hint = "ask for fewer at once; limits.answers is the administrator's"
         said = f"{field}: {_shown(answers)} answers are too many, the most is {limits.answers}"
         raise RequestError(said, hint, field)
+    if limits.max_tokens:
+        _check_length(table, path, limits.max_tokens)
+
+
+def _check_length(table: Mapping[str, Any], path: str, most: int) -> None:
     for field in {LONGEST.get(path, OLDER), OLDER}:
-        if limits.max_tokens and _number(table.get(field)) > limits.max_tokens:
-            said = f"{field}: {_shown(_number(table[field]))} is too large, the most is {limits.max_tokens}"
+        if (wanted := _number(table.get(field))) > most:
+            said = f"{field}: {_shown(wanted)} is too large, the most is {most}"
             raise RequestError(said, "limits.max_tokens is the administrator's", field)
 
 

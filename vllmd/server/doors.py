@@ -14,8 +14,10 @@ import struct
 import termios
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from aiohttp import hdrs, web
+from multidict import istr
 
 from vllmd import sse
 from vllmd.errors import EngineSaid, VllmdError
@@ -25,7 +27,11 @@ from vllmd.server.endings import Fault
 from vllmd.server.middleware import SHIELD
 
 EVENT_STREAM = "text/event-stream"
-STREAM_HEADERS = {"content-type": EVENT_STREAM, "cache-control": "no-cache", "x-accel-buffering": "no"}
+STREAM_HEADERS: Mapping[str, str] = {
+    istr("content-type"): EVENT_STREAM,
+    istr("cache-control"): "no-cache",
+    istr("x-accel-buffering"): "no",
+}
 """In lower case as the engine's own, which go before them. They stand alone in answers that begin with vllmd's own
 status comments, and so before there is an engine's head to pass on."""
 
@@ -256,11 +262,14 @@ def limit_send_buffer(transport: asyncio.Transport) -> None:
 
 def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     """Those of the engine's headers that go to the client."""
-    return {
-        name: value
-        for name, value in headers.items()
-        if name.lower() not in _NOT_PASSED and not name.lower().startswith(_OF_BROWSERS)
-    }
+    return {passed: value for name, value in headers.items() if (passed := _passed(name))}
+
+
+@lru_cache(maxsize=256)
+def _passed(name: str) -> istr | None:
+    """The name of an engine's header, as aiohttp has it with the least to do; None if it does not go to the client."""
+    lower = name.lower()
+    return None if lower in _NOT_PASSED or lower.startswith(_OF_BROWSERS) else istr(name)
 
 
 class PlainDoor(Door):
@@ -315,7 +324,7 @@ class PlainDoor(Door):
         self._write(endings.error_event(self.request.path, error))
 
     async def _prepare(self, headers: Mapping[str, str]) -> None:
-        trailer = {"trailer": CONTINUED_HEADER} if self.request.version >= (1, 1) else {}
+        trailer: dict[str, str] = {hdrs.TRAILER: CONTINUED_HEADER} if self.request.version >= (1, 1) else {}
         await self._open(web.StreamResponse(headers={**STREAM_HEADERS, **headers, **trailer}))
 
     def _replayed(self) -> dict[str, str]:

@@ -94,8 +94,8 @@ def ended(call: Call, door: Door, stream: Stream) -> Ended:
         said.tokens_in,
         tokens_out,
         *took,
-        stream.replays,
-        stream.continuations,
+        door.replays,
+        door.continuations,
         stream.size_bytes,
         call.sent_at is not None or call.held_s > 0,
     )

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.typedefs import Handler
 
 from vllmd.server.clients import Census, Client
+from vllmd.server.middleware import CHECKS
 from vllmd.server.sockets import BACKLOG
 
 AT_ONCE = 16
@@ -33,7 +33,7 @@ NEWCOMER_S = 3.0
 async def serving(app: web.Application, sockets: Sequence[socket.socket], census: Census) -> AsyncIterator["Doors"]:
     """Serves `app` on `sockets` until the block is left; `census` bounds and counts the connections."""
     newcomers = Newcomers()
-    app.middlewares.insert(0, newcomers.asked)
+    app[CHECKS].insert(0, newcomers.asked)
     # Without handler_cancellation a client that leaves is noticed only at the next write to it.
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
@@ -63,12 +63,11 @@ class Newcomers:
         if len(self._waiting) > 2 * len(connected) + AT_ONCE:
             self._waiting &= set(connected)
 
-    @web.middleware
-    async def asked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The middleware by which a first request is noticed."""
-        self._waiting.discard(request.protocol)
-        self._fewer.set()
-        return await handler(request)
+    def asked(self, request: web.Request) -> None:
+        """The check by which a first request is noticed."""
+        if self._waiting:
+            self._waiting.discard(request.protocol)
+            self._fewer.set()
 
     async def have_asked(self, connected: Sequence[web.RequestHandler]) -> None:
         """Returns when all who are connected have asked something, or have had `NEWCOMER_S` for it."""

@@ -22,22 +22,21 @@ processes and its memory on the GPU are gone, which takes long for a large one."
 
 
 class Loss:
-    """Watches whether the engine of one attempt is lost.
+    """Watches whether the engine of one attempt is lost: the one that lives now.
 
     Args:
         supervisor: the engine's.
         feed: changes when its state does.
+        client: the way to it.
     """
 
-    def __init__(self, supervisor: Supervisor, feed: Feed) -> None:
+    __slots__ = ("_client", "_feed", "_generation", "_supervisor")
+
+    def __init__(self, supervisor: Supervisor, feed: Feed, client: EngineClient) -> None:
         self._supervisor = supervisor
         self._feed = feed
-        self._generation = 0
-        self._client: EngineClient | None = None
-
-    def watch(self, client: EngineClient) -> None:
-        """The engine that lives now is meant; `client` is the way to it."""
-        self._generation, self._client = self._supervisor.engine.generation, client
+        self._generation = supervisor.engine.generation
+        self._client = client
 
     async def is_certain(self) -> bool:
         """Whether it is no longer ready, after the time that a dying one takes to go; a living one is known sooner."""
@@ -60,7 +59,6 @@ class Loss:
 
     async def _is_dying(self) -> bool:
         """Whether it says so itself (503), or nobody listens any more. Silence may mean that it is busy."""
-        assert self._client is not None, "something was asked of it"
         try:
             async with asyncio.timeout(HEALTH_S), self._client.send("GET", "/health") as exchange:
                 return (await exchange.head()).status == 503

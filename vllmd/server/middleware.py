@@ -1,12 +1,17 @@
-"""What surrounds every request: an id, and errors in one shape."""
+"""What surrounds every request: an id, checks, and errors in one shape; and what every answer bears.
+
+aiohttp would take a coroutine for each of these. All of them are plain functions, called by one coroutine before, and
+by one signal after: a short request would pay for each, and a stream would keep them for as long as it lasts.
+"""
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from random import getrandbits
 
-from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+from multidict import CIMultiDict, istr
 
 from vllmd import __version__
 from vllmd.about import CURRENT
@@ -20,7 +25,7 @@ from vllmd.errors import (
     VllmdError,
     outcome_of,
 )
-from vllmd.server.access import peer_of
+from vllmd.server.access import IDENTITY, peer_of
 from vllmd.server.bodies import REQUEST_ID, json_response, mistake
 from vllmd.server.calls import Calls
 from vllmd.wire import error_body
@@ -28,48 +33,71 @@ from vllmd.wire import error_body
 log = logging.getLogger(__name__)
 
 SERVER = f"vllmd/{__version__}"
-SHIELD = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
+SHIELD = CIMultiDict(
+    {
+        hdrs.CACHE_CONTROL: "no-store",
+        istr("Content-Security-Policy"): "default-src 'none'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'",
+        istr("Cross-Origin-Resource-Policy"): "same-origin",
+        istr("Referrer-Policy"): "no-referrer",
+        istr("X-Content-Type-Options"): "nosniff",
+        istr("X-Frame-Options"): "DENY",
+    }
+)
 """What a browser is told that shows an answer as if it were a page: a model's words are not to be run, framed or kept.
-A handler that has a page to show sets its own policy."""
+A handler that has a page to show sets its own policy. An `istr` knows its lower case; of any other string, every answer
+would make and keep its own."""
 
+_REQUEST_ID = istr("X-Request-Id")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
+Check = Callable[[web.Request], web.Response | None]
+"""Looks at a request: raises what is wrong with it, or answers it itself, or leaves it to the next."""
 
-@web.middleware
-async def request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
+CHECKS = web.AppKey("checks", list[Check])
+"""All of an application's, in their order."""
+
+Finish = Callable[[web.Request, web.StreamResponse], None]
+"""Puts on an answer what it is to bear, before its head leaves."""
+
+
+def guarded(checks: Iterable[Check]) -> Middleware:
+    """The middleware that gives a request its id, makes the checks, serves it, and turns every failure into an error
+    body; an unforeseen one is logged and told without its traceback."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _identify(request)
+        try:
+            for check in checks:
+                if (answer := check(request)) is not None:
+                    return answer
+            return await handler(request)
+        except VllmdError as error:
+            return error_response(error)
+        except web.HTTPException as error:
+            return error_response(_named(request, error), error)
+        except (ConnectionError, TimeoutError):
+            return _nobody(request)  # the client is gone, or takes nothing any more (aiohttp-sse's send_timeout)
+        except Exception:
+            log.exception("request %s: unforeseen error", request[REQUEST_ID])
+            # Once part of an answer is out, a second head would only land in the middle of it.
+            return _nobody(request) if request.writer.output_size else error_response(mistake(request[REQUEST_ID]))
+
+    return guard
+
+
+def _identify(request: web.Request) -> None:
     """Keeps the client's `X-Request-Id`, or makes one; a client's that could break a log line is replaced.
 
-    What is logged for the request says so (`about.CURRENT`).
+    What is logged for the request says so (`about.CURRENT`). Who asks is, until a key says more, who is at the other
+    end of the connection.
     """
-    given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if given and _SANE_ID.fullmatch(given) else f"{getrandbits(128):032x}"
-    uid = peer_of(request).uid
-    CURRENT.set({"request_id": request[REQUEST_ID], **({} if uid is None else {"uid": str(uid)})})
-    return await handler(request)
-
-
-@web.middleware
-async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns every failure into an error body; an unforeseen one is logged and told without its traceback."""
-    try:
-        return await handler(request)
-    except VllmdError as error:
-        return error_response(error)
-    except web.HTTPException as error:
-        return error_response(_named(request, error), error)
-    except (ConnectionError, TimeoutError):
-        return _nobody(request)  # the client is gone, or takes nothing any more (aiohttp-sse's send_timeout)
-    except Exception:
-        log.exception("request %s: unforeseen error", request[REQUEST_ID])
-        # Once part of an answer is out, a second head would only land in the middle of it.
-        return _nobody(request) if request.writer.output_size else error_response(mistake(request[REQUEST_ID]))
+    given, peer = request.headers.get(_REQUEST_ID), peer_of(request)
+    request_id = given if given and _SANE_ID.fullmatch(given) else f"{getrandbits(128):032x}"
+    request[REQUEST_ID], request[IDENTITY] = request_id, peer
+    about = {"request_id": request_id}
+    CURRENT.set(about if peer.uid is None else {**about, "uid": str(peer.uid)})
 
 
 def _nobody(request: web.Request) -> web.Response:
@@ -107,19 +135,29 @@ def _named(request: web.Request, error: web.HTTPException) -> VllmdError:
 BODY_BYTES = web.AppKey("body_bytes", int)
 
 
-def part_if(calls: Calls) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Once no more calls are taken, each answer is the last on its connection (a signal of aiohttp's)."""
+def finished(*finishes: Finish) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """A signal of aiohttp's that finishes every answer, streams too, before its head leaves."""
 
-    async def part(request: web.Request, response: web.StreamResponse) -> None:
+    async def finish(request: web.Request, response: web.StreamResponse) -> None:
+        for each in finishes:
+            each(request, response)
+
+    return finish
+
+
+def part_if(calls: Calls) -> Finish:
+    """Once no more calls are taken, each answer is the last on its connection."""
+
+    def part(request: web.Request, response: web.StreamResponse) -> None:
         if calls.is_closed:
             response.force_close()
-            response.headers["Connection"] = "close"
+            response.headers[hdrs.CONNECTION] = "close"
 
     return part
 
 
-async def sign(request: web.Request, response: web.StreamResponse) -> None:
-    """Puts the daemon's name and the request's id on every response (a signal of aiohttp's, so streams too)."""
-    response.headers["Server"] = SERVER
-    if REQUEST_ID in request:
-        response.headers["X-Request-Id"] = request[REQUEST_ID]
+def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Puts the daemon's name and the request's id on an answer."""
+    response.headers[hdrs.SERVER] = SERVER
+    if request_id := request.get(REQUEST_ID):  # aiohttp answers an Expect that it does not know before there is one
+        response.headers[_REQUEST_ID] = request_id

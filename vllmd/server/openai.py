@@ -75,11 +75,13 @@ class OpenAI:
         if not isinstance(table, dict):
             raise RequestError("the body is not a JSON object")
         model = choose_model(table.get("model"), self._supervisors, self._current.config.default_model)
+        who = identify(request)
         return make_call(
             request,
+            who=who,
             model=model,
             path=path,
-            body=self._checked(body, table, path, model, identify(request)),
+            body=self._checked(body, table, path, model, who),
             stream=table.get("stream") is True and path in STREAMING,
             begins_traces=self._current.config.relay.trace,
         )

@@ -82,6 +82,7 @@ ANSWERS: Mapping[str, Mapping[str, Schema]] = {
     f"{routes.ENVIRONMENTS}/{{id}}": {_JSON: _object(id=_TEXT, removed={"type": "boolean"})},
     routes.PULL: {_JSON: _object(job=_ref("JobStatus"))},
     routes.VERIFY: {_JSON: _object(job=_ref("JobStatus"))},
+    routes.PRUNE: {_JSON: _object(removed={"type": "array", "items": _TEXT}, freed={"type": "integer"})},
     routes.LOCAL: {_JSON: _object(models={"type": "array", "items": _ref("LocalModel")})},
     f"{routes.LOCAL}/{{name}}": {_JSON: _object(model=_TEXT, freed={"type": "integer"})},
     routes.PLAN: {_JSON: _CHANGES},

@@ -9,12 +9,11 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
 
 from vllmd.errors import Denied
 from vllmd.sections import Current, Listen
-from vllmd.server.access import peer_of
-from vllmd.server.middleware import SHIELD
+from vllmd.server.access import identify
+from vllmd.server.middleware import SHIELD, Check
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -28,41 +27,34 @@ _PREFLIGHT = {
 }
 
 
-def only_known_hosts(current: Current) -> Middleware:
-    """The middleware that makes the checks on TCP; a Unix socket is out of a browser's reach.
+def only_known_hosts(current: Current) -> Check:
+    """Makes the checks on TCP; a Unix socket is out of a browser's reach.
 
     Args:
         current: has the names beside those of this machine, and the origins of other pages that may ask.
     """
 
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if peer_of(request).uid is None:
-            known, others = _admitted(current.config.listen)
-            origin = request.headers.get(hdrs.ORIGIN)
-            _check(request.headers.get(hdrs.HOST), origin, known, others)
-            if origin in others:
-                request[ALLOWED_ORIGIN] = origin
-                if request.method == hdrs.METH_OPTIONS:
-                    return web.Response(status=204, headers=_PREFLIGHT)
-            elif origin is None:
-                _check_site(request)
-        return await handler(request)
+    def check(request: web.Request) -> web.Response | None:
+        if identify(request).uid is not None:
+            return None
+        listen, origin = current.config.listen, request.headers.get(hdrs.ORIGIN)
+        _check(request.headers.get(hdrs.HOST), origin, listen)
+        if origin is None:
+            _check_site(request)
+        elif origin in listen.origins:
+            request[ALLOWED_ORIGIN] = origin
+            if request.method == hdrs.METH_OPTIONS:
+                return web.Response(status=204, headers=_PREFLIGHT)
+        return None
 
     return check
 
 
-@lru_cache(maxsize=1)
-def _admitted(listen: Listen) -> tuple[frozenset[str], frozenset[str]]:
-    """The names under which clients may come in, and the origins of pages that may ask."""
-    return LOCAL.union(map(str.lower, listen.names)), frozenset(listen.origins)
-
-
-def _check(host: str | None, origin: str | None, known: frozenset[str], others: frozenset[str]) -> None:
+def _check(host: str | None, origin: str | None, listen: Listen) -> None:
     """Raises Denied for a foreign Host, and for a page of another origin. What sends no Host is no browser."""
-    if host is not None and _name(host) not in known:
+    if host is not None and not _is_known(host, listen.names):
         raise Denied(f"the Host {host!r} is not one of this service's", "use localhost, or add it to listen.hosts")
-    if origin is not None and origin not in others and _authority(origin) != (host or "").lower():
+    if origin is not None and origin not in listen.origins and _authority(origin) != (host or "").lower():
         hint = "open the page from this service itself, or add its origin to listen.origins"
         raise Denied(f"a page of {origin!r} may not use this service", hint)
 
@@ -85,18 +77,19 @@ def _authority(origin: str) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _name(host: str) -> str | None:
+def _is_known(host: str, names: tuple[str, ...]) -> bool:
+    """Whether clients may come in under this name: one of this machine's, or of `names`."""
     try:
-        return urlsplit(f"//{host}").hostname
+        name = urlsplit(f"//{host}").hostname
     except ValueError:
-        return None
+        return False
+    return name in LOCAL or name in [each.lower() for each in names]
 
 
-async def shield(request: web.Request, response: web.StreamResponse) -> None:
-    """Tells browsers what they may do with an answer (a signal of aiohttp's, so streams too)."""
+def shield(request: web.Request, response: web.StreamResponse) -> None:
+    """Tells browsers what they may do with an answer."""
     headers = response.headers
-    for name, value in SHIELD.items():
-        headers.setdefault(name, value)
+    headers.merge(SHIELD)
     if hdrs.ORIGIN in request.headers and (origin := request.get(ALLOWED_ORIGIN)):
         headers["Access-Control-Allow-Origin"] = origin
         headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id, X-Vllmd-Replayed"

@@ -8,6 +8,7 @@ the stream, and as long as nothing is out a request can still get a true status,
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from vllmd.engine.client import Exchange
 from vllmd.engine.connection import no_glance
@@ -18,12 +19,20 @@ from vllmd.server.continuation import Seam, Transcript
 from vllmd.server.doors import Door
 from vllmd.server.endings import Fault
 from vllmd.server.last_words import TAIL_BYTES
-from vllmd.server.straight import Straight
+from vllmd.server.straight import NOT_STRAIGHT, Straight
 from vllmd.sse import Splitter, events_in
-from vllmd.template import Learner, Template
+from vllmd.template import Learner
 
 EARLY_BYTES = 64 * 1024
 """Of an answer that is held back until the door has something to show; then it opens for that alone."""
+
+
+class Stoppable(Protocol):
+    """What is asked of an engine."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to end: what it still answers may be cut short."""
 
 
 class Passage:
@@ -34,7 +43,7 @@ class Passage:
         door: where the answer goes.
         transcript: keeps what was said; None where nobody could go on with it.
         seam: how the events must be changed, if this engine goes on where another one ended.
-        is_stopping: tells whether the engine is being stopped.
+        engine: whose answer it is.
         wake: called when there is something that needs an await.
         first: what the first event with a token has in it, where others come before.
 
@@ -55,10 +64,9 @@ class Passage:
     __slots__ = (
         "_door",
         "_early",
-        "_early_bytes",
+        "_engine",
         "_exchange",
         "_first",
-        "_is_stopping",
         "_last",
         "_learner",
         "_other_bytes",
@@ -66,7 +74,6 @@ class Passage:
         "_seam",
         "_splitter",
         "_straight",
-        "_template",
         "_transcript",
         "_wake",
         "body",
@@ -86,6 +93,8 @@ class Passage:
     )
 
     glance: Callable[[bytes], bool]
+    _splitter: Splitter
+    _learner: Learner
 
     def __init__(
         self,
@@ -93,7 +102,7 @@ class Passage:
         door: Door,
         transcript: Transcript | None,
         seam: Seam | None,
-        is_stopping: Callable[[], bool],
+        engine: Stoppable,
         wake: Callable[[], None],
         first: bytes = b"",
     ) -> None:
@@ -101,20 +110,16 @@ class Passage:
         self._door = door
         self._transcript = transcript
         self._seam = seam
-        self._is_stopping = is_stopping
+        self._engine = engine
         self._wake = wake
-        self._straight = Straight(transcript.text if transcript and not transcript.obstacle else None)
-        self._early: list[bytes] = []
-        self._early_bytes = 0
-        self._splitter = Splitter()
-        self._learner = Learner()
-        self._template: Template | None = None
+        self._straight = NOT_STRAIGHT
+        self._early = b""
         self._first = first
         self.first_at: float | None = None
         self._last: tuple[bytes, ...] = ()
         self._others = self._other_bytes = self.comments = 0
         self.head: Head | None = None
-        self.body = bytearray()
+        self.body: bytearray | bytes = b""
         self.fault: Fault | None = None
         self.nonsense: VllmdError | None = None
         self.error: Exception | None = None
@@ -151,6 +156,12 @@ class Passage:
     def begun(self, head: Head) -> None:
         """The engine answers."""
         self.head, self.is_stream = head, head.is_stream
+        if self.is_stream:
+            wanted = self._transcript is not None and not self._transcript.obstacle
+            self._straight = Straight(self._transcript.text if self._transcript and wanted else None)
+            self._splitter, self._learner = Splitter(), Learner()
+        else:
+            self.body = bytearray()
 
     def payload(self, data: bytes) -> None:
         """Bytes of the answer, cut anywhere."""
@@ -169,8 +180,7 @@ class Passage:
 
     def ended(self, error: Exception | None) -> None:
         """The engine's connection has said its last."""
-        self.error = error
-        self.has_ended = True
+        self.error, self.has_ended = error, True
         self._wake()
 
     def _take_soundly(self, block: bytes) -> None:
@@ -182,7 +192,7 @@ class Passage:
 
     def _take(self, block: bytes) -> None:
         """Whole events that have to be looked at."""
-        reading = endings.read(block, self._is_stopping())
+        reading = endings.read(block, self._engine.is_stopping)
         if self.flows:
             self._pass(reading.kept)
         else:
@@ -198,9 +208,8 @@ class Passage:
             self._exchange.abort()
 
     def _hold_back(self, reading: endings.Reading) -> None:
-        self._early.append(reading.kept)
-        self._early_bytes += len(reading.kept)
-        is_much = self._early_bytes > EARLY_BYTES
+        self._early += reading.kept
+        is_much = len(self._early) > EARLY_BYTES
         if not self.opens and (self._door.opens_with(reading.kept) or reading.done or is_much):
             self.opens = not reading.fault
             self._wake()
@@ -212,17 +221,20 @@ class Passage:
         if self._seam:
             events = self._mend(self._seam, events)
             block = b"".join(events)
+        is_ordinary = False
         for event in events:
-            self._study(event)
+            is_ordinary = self._study(event)
         if block:
-            self._note(block)
+            self._note(block, is_ordinary)
             self._door.send(block)
             if self._door.is_clogged:
                 self._wait_for_client()
 
-    def _note(self, block: bytes) -> None:
-        """Keeps the ends of the last three blocks: why an answer ends, its usage and `[DONE]` may come one by one."""
-        self._last = (*self._last[-2:], block[-TAIL_BYTES:])
+    def _note(self, block: bytes, ends_ordinarily: bool) -> None:
+        """Keeps the ends of the last three blocks: why an answer ends, its usage and `[DONE]` may come one by one.
+        An ordinary event says none of it."""
+        if not ends_ordinarily:
+            self._last = (*self._last[-2:], block[-TAIL_BYTES:])
         if self.first_at is None and self._first in block:
             self.first_at = time.monotonic()
 
@@ -237,19 +249,19 @@ class Passage:
             mended.append(fitting)
         return mended
 
-    def _study(self, event: bytes) -> None:
-        """Keeps what an event says, and learns what ordinary ones look like."""
-        text, template = self._learner.text_of(event), self._learner.template
-        if template is not self._template:
-            self._template = template
+    def _study(self, event: bytes) -> bool:
+        """Keeps what an event says, and learns what ordinary ones look like; returns whether it is one."""
+        known, text = self._learner.template, self._learner.text_of(event)
+        if (template := self._learner.template) is not known:
             self._straight.lead(self._door, template, self._wait_for_client)
-        if self._straight.keep is None or self._transcript is None:
-            return
-        if text is None or (template and template.is_thought):
-            self._transcript.take(event)
-            self._heed_obstacle(self._transcript)
-        else:
-            self._straight.take(text)
+            self._last = ()  # nor does what comes before them
+        if self._straight.keep is not None and self._transcript is not None:
+            if text is None or (template and template.is_thought):
+                self._transcript.take(event)
+                self._heed_obstacle(self._transcript)
+            else:
+                self._straight.take(text)
+        return text is not None
 
     def _heed_obstacle(self, transcript: Transcript) -> None:
         """What nobody can go on with is not kept."""
@@ -266,7 +278,7 @@ class Passage:
 
     def let_out(self) -> None:
         """The door is open: what was held back goes out, and from now on everything straight through."""
-        early, self._early, self.flows = b"".join(self._early), [], True
+        early, self._early, self.flows = self._early, b"", True
         self._pass(early)
         self._settle()
 
@@ -287,6 +299,8 @@ class Passage:
 
     def close(self) -> None:
         """Nothing comes any more."""
+        if not self.is_stream:
+            return
         self.glance = no_glance
         self._straight.end()
         if self._transcript is not None:

@@ -109,6 +109,11 @@ def _of_engines(snapshot: Snapshot) -> Iterator[Metric]:
         restarts.add_metric([name, cause], count)
     yield from (states, told, probes, restarts)
     yield _histogram("vllmd_time_to_ready_seconds", "From an engine's start to its first token.", snapshot.ready)
+    yield _histogram(
+        "vllmd_time_to_wake_seconds",
+        "From the moment in which a sleeping engine is wanted to its first token, waits for memory included.",
+        snapshot.awake,
+    )
 
 
 def _of_now(snapshot: Snapshot) -> Iterator[Metric]:

@@ -63,6 +63,7 @@ class Prompt:
         body = wire.dumps(table).encode()
         return make_call(
             request,
+            who=identify(request),
             model=model,
             path=routes.CHAT_COMPLETIONS,
             body=body,

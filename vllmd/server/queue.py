@@ -6,8 +6,9 @@ vLLM serves them in order of arrival, and one client's thousand requests would d
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vllmd import sections
 from vllmd.engine.client import EngineClient
@@ -16,11 +17,14 @@ from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import Unavailable
 from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Call
-from vllmd.server.refusals import at_its_limit, busy, full, not_ready, too_late
+from vllmd.server.refusals import at_its_limit, busy, full, not_ready, retry_after_s, too_late
 from vllmd.server.turns import Lane, Ticket, Turns
 
 TICK_S = 1.0
 """A held stream is told once in this time what it waits for."""
+
+COMES_AGAIN = 2
+"""A client that does not wait is told when to ask again; for that long, times this, the model is loaded for it."""
 
 BESIDE = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 """The engine's routes that never come to its scheduler, and so take no place."""
@@ -44,13 +48,21 @@ class Waiting(Ticket):
     """A call that waits.
 
     Args:
+        call: which one.
         supervisor: of its model.
         answer: the way to the engine, once it has a place in it, or why it gets none. An error is a result here and no
             exception, because nobody may be left to take it.
     """
 
+    call: Call
     supervisor: Supervisor
     answer: "asyncio.Future[EngineClient | Unavailable]"
+
+    def let_in(self, client: EngineClient) -> None:
+        """It has a place, and counts as running from now on: by the time that its task hears of it, an engine without
+        requests could have been told to go."""
+        self.call.held = False
+        self.answer.set_result(client)
 
 
 class Turn:
@@ -65,8 +77,8 @@ class Turn:
         self._supervisor = supervisor
         self._tell = tell
 
-    async def __aenter__(self) -> EngineClient:
-        return await self._queue.enter(self._call, self._lane, self._supervisor, self._tell)
+    def __aenter__(self) -> Coroutine[Any, Any, EngineClient]:
+        return self._queue.enter(self._call, self._lane, self._supervisor, self._tell)
 
     async def __aexit__(self, *exc: object) -> None:
         self._queue.leave(self._call, self._lane, self._supervisor)
@@ -167,13 +179,13 @@ class Queue:
         if supervisor.is_hopeless:
             raise not_ready(supervisor)
         if supervisor.client is None:
-            supervisor.want()
+            supervisor.want(0.0 if call.may_wait else COMES_AGAIN * retry_after_s(supervisor))
         if not call.may_wait:
             raise self._cannot_wait(call, lane, supervisor)
         if call.sent_at is None:
             self._refuse_if_many_wait(call.who)
         answer = asyncio.get_running_loop().create_future()
-        waiting = Waiting(lane, call.who, call.sent_at is not None, supervisor, answer)
+        waiting = Waiting(lane, call.who, call.sent_at is not None, call, supervisor, answer)
         if self.held < self._settings.limit or (waiting.returning and lane.bounded):
             self._add(waiting)
         else:
@@ -258,7 +270,7 @@ class Queue:
 
     def _give_back(self, lane: Lane, who: str, supervisor: Supervisor) -> None:
         self._turns.give_back(lane, who)
-        if not self.held:
+        if not self._turns:
             return
         # Whoever had as many places as it may have can go on with any model.
         of_all = lane.bounded and self._accounts.named(who).allowed.running
@@ -270,7 +282,7 @@ class Queue:
         client, model = supervisor.client, supervisor.name
         for lane in (Lane(model), Lane(model, bounded=False)):
             while client is not None and (waiting := self._turns.next(lane)):
-                waiting.answer.set_result(client)
+                waiting.let_in(client)
             if client is None and self._turns.is_waited_for(lane):
                 supervisor.want()  # which it may not have heard: it was ready then, and had to go since
             if supervisor.is_hopeless:

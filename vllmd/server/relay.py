@@ -88,12 +88,11 @@ class Relay:
             VllmdError: it failed before anything was written to the client; later failures are written by the door.
         """
         supervisor = self._supervisors[call.model]
-        stream = Stream(call, door, self._patience, self._transcript(call), lambda: supervisor.is_stopping)
+        stream = Stream(call, door, self._patience, self._transcript(call), supervisor)
         if self._current.config.log.prompts:
             log_prompt(call)
         try:
-            with self._calls.under_way(call):
-                await self._see_through(call, door, stream, supervisor)
+            await self._see_through(call, door, stream, supervisor)
         except BaseException as error:
             if call.outcome is None and not (of_error(error) is Outcome.LEFT and stream.has_all):
                 call.outcome, call.status = of_error(error), status_of(error)
@@ -102,7 +101,8 @@ class Relay:
             self._tell(ended(call, door, stream))
 
     async def _see_through(self, call: Call, door: Door, stream: Stream, supervisor: Supervisor) -> None:
-        """Carries a call, and brings to its client whatever goes wrong."""
+        """Carries a call that is counted meanwhile, and brings to its client whatever goes wrong."""
+        self._calls.add(call)
         try:
             await self._carry(call, door, stream, supervisor)
         except asyncio.CancelledError:
@@ -119,10 +119,13 @@ class Relay:
                 raise
             log.exception("request %s: unforeseen error", call.id)
             await _fail(call, door, mistake(call.id), Outcome.INTERNAL_ERROR)
+        finally:
+            self._calls.discard(call)
 
     async def _carry(self, call: Call, door: Door, stream: Stream, supervisor: Supervisor) -> None:
         call.answer = stream
-        with self._watch.over(stream):
+        self._watch.add(stream)
+        try:
             attempts = Attempts(call, door, stream, supervisor, self._queue, self._feed, self._current.config)
             if refusal := await attempts.answer():
                 call.outcome, call.status = _of_engine(of_status(refusal.status), call, supervisor), refusal.status
@@ -131,6 +134,8 @@ class Relay:
                 if stream.is_done:
                     await door.end()
                 await door.drain_whole()
+        finally:
+            self._watch.discard(stream)
 
     def _tell(self, record: Ended) -> None:
         """The record goes to whoever wants it."""

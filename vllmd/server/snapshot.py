@@ -64,7 +64,7 @@ class Snapshot:
         by_outcome: (model, identity, outcome) → requests.
         tokens_in, tokens_out: (model, identity) → tokens.
         restarts: (model, cause) → restarts.
-        ready: model → how long its starts took.
+        ready, awake: model → how long its starts took, and its wakes.
         lag: how late the event loop was.
     """
 
@@ -76,6 +76,7 @@ class Snapshot:
     tokens_out: Mapping[tuple[str, str], int]
     restarts: Mapping[tuple[str, str], int]
     ready: Mapping[str, Values]
+    awake: Mapping[str, Values]
     lag: Values
 
 
@@ -103,6 +104,7 @@ def taken(models: Mapping[str, ModelNow], queue_limit: int, tallies: Tallies) ->
         dict(requests.tokens_out),
         dict(lives.restarts),
         {model: _values(each) for model, each in lives.ready.items()},
+        {model: _values(each) for model, each in lives.awake.items()},
         _values(tallies.lag),
     )
 

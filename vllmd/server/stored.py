@@ -9,14 +9,19 @@ from aiohttp import web
 from vllmd import wire
 from vllmd.engine.jobs import Job
 from vllmd.engine.library import Library
+from vllmd.engine.shared import Shared
 from vllmd.engine.supervisor import Supervisor
 from vllmd.errors import RequestError
 from vllmd.lifecycle import State
 from vllmd.sections import Current
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import json_response, read_body, read_json
+from vllmd.server.calls import Calls
 from vllmd.settings import Problem, read
 from vllmd.wire import PullRequest
+
+FRESH_S = 1.0
+"""How old a list may be while nothing was changed here."""
 
 _AT_REST = (State.STOPPED, State.FAILED)
 
@@ -28,16 +33,19 @@ class Stored:
         current: who may administer, and what bodies may be like.
         supervisors: who uses what.
         library: the models on the disk.
+        calls: whether vllmd still takes any.
     """
 
-    def __init__(self, current: Current, supervisors: Mapping[str, Supervisor], library: Library) -> None:
+    def __init__(self, current: Current, supervisors: Mapping[str, Supervisor], library: Library, calls: Calls) -> None:
         self._current = current
         self._supervisors = supervisors
         self._library = library
+        self._calls = calls
+        self._listing = Shared(lambda: asyncio.to_thread(library.stored), FRESH_S)
 
     async def list(self, request: web.Request) -> web.Response:
-        """The models on the disk, each of their commits."""
-        found = await asyncio.to_thread(self._library.stored)
+        """The models on the disk, each of their commits. All who ask at once share one walk through the cache."""
+        found = await self._listing.get(self._library.changes)
         return json_response({"models": [wire.to_json(each) for each in found]})
 
     async def pull(self, request: web.Request) -> web.Response:
@@ -58,6 +66,16 @@ class Stored:
         freed = await asyncio.to_thread(self._library.remove, name, self._users(name))
         return json_response({"model": name, "freed": freed})
 
+    async def prune(self, request: web.Request) -> web.Response:
+        """Takes off the disk what was pulled and has made way for a newer commit, unless an engine is made of it."""
+        require_administrator(identify(request), self._current.config.access.admin_group)
+        self._calls.refuse_if_closed()
+        living = [each for each in self._supervisors.values() if each.engine.state not in _AT_REST]
+        lines = [line for each in living if (line := _command_line(each.status.pid))]
+        starting = [each.plan for each in living if not _command_line(each.status.pid)]
+        gone, freed = await asyncio.to_thread(self._library.prune, lines, starting)
+        return json_response({"removed": gone, "freed": freed})
+
     def _users(self, name: str) -> Sequence[str]:
         """The models in memory that are made of the same repository."""
         loaded = [each for each in self._supervisors.values() if each.engine.state not in _AT_REST]
@@ -65,6 +83,7 @@ class Stored:
 
     async def _asked(self, request: web.Request) -> PullRequest:
         require_administrator(identify(request), self._current.config.access.admin_group)
+        self._calls.refuse_if_closed()
         table = read_json(await read_body(request, self._current.config.limits))
         problems: list[Problem] = []
         asked = read(PullRequest, table, "", problems)
@@ -73,6 +92,14 @@ class Stored:
         if not asked.model:
             raise RequestError("model: missing", 'send {"model": "Qwen/Qwen2-7B-Instruct"}', param="model")
         return asked
+
+
+def _command_line(pid: int | None) -> bytes:
+    """Of a process that lives; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() if pid else b""
+    except OSError:
+        return b""
 
 
 def _begun(job: Job[Path]) -> web.Response:

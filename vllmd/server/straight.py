@@ -98,5 +98,9 @@ class Straight:
         self.leads_on, self._on_clogged = False, _nobody
 
 
+NOT_STRAIGHT = Straight(None)
+"""That of an answer in one piece: nothing goes through it."""
+
+
 def _nobody() -> None:
     """Nobody is to be told."""

@@ -7,14 +7,13 @@ looks for silence on either side (`watch`, `silence`).
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from vllmd.engine.client import EngineClient, Exchange
 from vllmd.server.calls import Call
 from vllmd.server.continuation import Seam, Transcript
 from vllmd.server.doors import Door
 from vllmd.server.last_words import NOTHING_SAID, last_words
-from vllmd.server.passage import Passage
+from vllmd.server.passage import Passage, Stoppable
 from vllmd.server.silence import Due, Patience, Silence
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class Stream:
         door: where the answer goes.
         patience: how much silence to bear.
         transcript: keeps what was said; None where nobody could go on with it.
-        is_stopping: tells whether the engine is being stopped.
+        engine: whose answer it is.
 
     Attributes:
         is_done: it came to its normal end.
@@ -50,6 +49,7 @@ class Stream:
         "_comment_is_due",
         "_door",
         "_has_passed_the_end",
+        "_loop",
         "_passage",
         "_seen",
         "_seen_comments",
@@ -57,10 +57,10 @@ class Stream:
         "_sleep",
         "_told",
         "counted",
+        "engine",
         "first_at",
         "is_done",
         "is_stalled",
-        "is_stopping",
         "last_words",
         "size_bytes",
         "transcript",
@@ -72,16 +72,17 @@ class Stream:
         door: Door,
         patience: Patience,
         transcript: Transcript | None,
-        is_stopping: Callable[[], bool] = lambda: False,
+        engine: Stoppable,
     ) -> None:
         self.transcript = transcript
-        self.is_stopping = is_stopping
+        self.engine = engine
         self.is_done = self.is_stalled = False
         self.first_at: float | None = None
         self.last_words = NOTHING_SAID
         self._call = call
         self._door = door
-        self._silence = Silence(patience, _now())
+        self._loop = asyncio.get_running_loop()
+        self._silence = Silence(patience, self._loop.time())
         self._sleep: asyncio.Future[None] | None = None
         self._comment_is_due = False
         self._has_passed_the_end = False
@@ -102,11 +103,11 @@ class Stream:
             VllmdError: the engine says what the door cannot make out.
         """
         first = FIRST.get(self._call.path, b"")
-        passage = Passage(exchange, self._door, self.transcript, seam, self.is_stopping, self._wake, first)
+        passage = Passage(exchange, self._door, self.transcript, seam, self.engine, self._wake, first)
         self._client, self._passage, self.is_stalled = client, passage, False
         self._seen = self._seen_comments = self._told = 0
         self._comment_is_due = False
-        self._silence.heard(_now())
+        self._silence.heard(self._loop.time())
         try:
             exchange.attach(passage)
             await self._attend(passage)
@@ -138,7 +139,7 @@ class Stream:
                 self._comment_is_due = False
                 await self._door.comment("the engine is at work")
             else:
-                self._sleep = asyncio.get_running_loop().create_future()
+                self._sleep = self._loop.create_future()
                 await self._sleep
 
     async def _begin(self, passage: Passage) -> None:
@@ -148,7 +149,7 @@ class Stream:
         passage.let_out()
 
     async def _wait_for_client(self, passage: Passage) -> None:
-        self._silence.client_is_clogged(_now())
+        self._silence.client_is_clogged(self._loop.time())
         await self._door.drain()
         passage.go_on()
 
@@ -233,7 +234,3 @@ class Stream:
         elif due is Due.CUT_OFF:
             log.warning("request %s: %s reads nothing of its answer and is cut off", self._call.id, self._call.who)
             self._door.cut()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -118,7 +118,7 @@ class Requests:
 
 
 class Lives:
-    """What became of engines: how often they were started again, why, and how long starts took.
+    """What became of engines: how often they were started again, why, and how long starts and wakes took.
 
     Args:
         now: the monotonic clock, in seconds.
@@ -127,9 +127,10 @@ class Lives:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._last: dict[str, ModelStatus] = {}
-        self._began_at: dict[str, float] = {}
+        self._began: dict[str, tuple[float, dict[str, Histogram]]] = {}
         self.restarts: Counter[tuple[str, str]] = Counter()
         self.ready: dict[str, Histogram] = {}
+        self.awake: dict[str, Histogram] = {}
 
     def note(self, status: ModelStatus) -> None:
         """A model has changed. To be told of every change, in their order."""
@@ -139,10 +140,11 @@ class Lives:
             self.restarts[status.name, status.cause] += status.restarts - before.restarts
         # A model that a reload took away and another one brought back counts its generations anew.
         if status.state == State.STARTING and (before.state, before.generation) != (status.state, status.generation):
-            self._began_at[status.name] = self._now()
-        began_at = self._began_at.get(status.name)
-        if status.state == State.READY and before.state == State.STARTING and began_at is not None:
-            self.ready.setdefault(status.name, Histogram(READY_S)).observe(self._now() - began_at)
+            is_wake = before.state in (State.DOZING, State.ASLEEP) and before.generation == status.generation
+            self._began[status.name] = self._now(), self.awake if is_wake else self.ready
+        if status.state == State.READY and before.state == State.STARTING and status.name in self._began:
+            began_at, of_each = self._began[status.name]
+            of_each.setdefault(status.name, Histogram(READY_S)).observe(self._now() - began_at)
 
 
 class Tallies:

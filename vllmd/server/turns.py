@@ -104,7 +104,9 @@ class Turns(Generic[T]):
 
     def take(self, lane: Lane, who: str) -> bool:
         """Takes a place for somebody who has not waited; False if none is free, or somebody waits who may have it."""
-        if not self._is_free(lane) or not self.may_have(lane, who) or self._first(lane) is not None:
+        if not self._is_free(lane) or not self.may_have(lane, who):
+            return False
+        if self._count and self._first(lane) is not None:
             return False
         self._give(lane, who)
         return True

@@ -7,17 +7,15 @@ aiohttp's parser refuses the most of it: two lengths, a length beside chunks, li
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 
 from vllmd.errors import MethodNotAllowed, RequestError
 from vllmd.server.middleware import error_response
 
 
-@web.middleware
-async def unambiguous(request: web.Request, handler: Handler) -> web.StreamResponse:
+def unambiguous(request: web.Request) -> web.Response | None:
     """Refuses such a request and closes the connection: what follows on it means nothing."""
     if (error := _complaint(request)) is None:
-        return await handler(request)
+        return None
     response = error_response(error)
     response.force_close()
     return response

@@ -89,8 +89,7 @@ class Upgrade:
         """
         job.report("waiting for another upgrade to end" if self.is_under_way else "begins")
         async with self._moving:
-            chosen = self._settling.choices.kept.but(model, choice)
-            await self._move(job, installed, choice, chosen)
+            await self._move(job, installed, choice, model)
         job.line(f"{installed.id} is what {model or 'every model'} runs in from now on")
 
     async def _movers(self, chosen: Chosen, installed: Installed) -> list[str]:
@@ -104,13 +103,13 @@ class Upgrade:
             and await root_of(before[name]) != installed.root == await root_of(after[name])
         ]
 
-    async def _move(self, job: Job[None], installed: Installed, choice: Choice, chosen: Chosen) -> None:
+    async def _move(self, job: Job[None], installed: Installed, choice: Choice, model: str | None) -> None:
         moved: list[str] = []
         try:
-            for name in await self._movers(chosen, installed):
+            for name in await self._movers(self._settling.choices.kept.but(model, choice), installed):
                 await self._try(job, installed, choice, name)
                 moved.append(name)
-            self._keep(chosen)
+            self._keep(self._settling.choices.kept.but(model, choice))  # the machine may have settled meanwhile
         except BaseException:
             for name in moved:
                 await self._put_back(job, name)

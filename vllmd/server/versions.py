@@ -20,6 +20,7 @@ from vllmd.provisions import EnvironmentStatus
 from vllmd.sections import Current
 from vllmd.server.access import identify, require_administrator
 from vllmd.server.bodies import choose_model, json_response, read_body, read_json
+from vllmd.server.calls import Calls
 from vllmd.server.upgrade import Upgrade
 from vllmd.settings import Problem, read
 from vllmd.wire import InstallRequest, UseRequest
@@ -39,6 +40,7 @@ class Versions:
         supervisors: the models.
         upgrade: moves them.
         jobs: the daemon's own long work.
+        calls: whether vllmd still takes any.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Versions:
         supervisors: Supervisors,
         upgrade: Upgrade,
         jobs: Jobs,
+        calls: Calls,
     ) -> None:
         self._current = current
         self._settling = settling
@@ -56,20 +59,25 @@ class Versions:
         self._supervisors = supervisors
         self._upgrade = upgrade
         self._jobs = jobs
+        self._calls = calls
 
     async def list(self, request: web.Request) -> web.Response:
         """The environments that are installed, what suits this machine, and why."""
         users, every = await self._users(), await self._root_of_all()
         shown = [wire.to_json(_status(each, users.get(each.root, ()), every)) for each in self._environments.all()]
-        machine = self._settling.machine
-        suits = self._settling.default(self._current.config.environment).requirement
         return json_response(
             {
                 "environments": shown,
-                "machine": {"variant": machine.variant, "reason": machine.reason, "requirement": suits},
+                "machine": self._machine(),
                 "free": await self._environments.free_bytes(),
             }
         )
+
+    def _machine(self) -> dict[str, str]:
+        """What suits it, and what is used instead because it served here first."""
+        machine, config = self._settling.machine, self._current.config
+        suits, settled = self._settling.made_with(config.environment), self._settling.settled(config)
+        return {"variant": machine.variant, "reason": machine.reason, "requirement": suits, "settled": settled}
 
     async def install(self, request: web.Request) -> web.Response:
         """`POST /api/environments`: 202 and the job that installs one; the same one for who asks for the same."""
@@ -112,6 +120,7 @@ class Versions:
     async def _asked(self, request: web.Request, cls: type[T]) -> T:
         """What an administrator asks for; an empty body asks for nothing special. Raises Denied, RequestError."""
         require_administrator(identify(request), self._current.config.access.admin_group)
+        self._calls.refuse_if_closed()
         body = await read_body(request, self._current.config.limits)
         table = read_json(body) if body else {}
         told = {key: value for key, value in table.items() if value is not None} if isinstance(table, dict) else table

@@ -12,22 +12,6 @@ class Watched(Protocol):
         """Looks at itself; `now` is the event loop's time in seconds."""
 
 
-class Watching:
-    """The context manager of `Watch.over`: a generator would be ten times as large, and each stream has one."""
-
-    __slots__ = ("_each", "_watch")
-
-    def __init__(self, watch: "Watch", each: Watched) -> None:
-        self._watch = watch
-        self._each = each
-
-    def __enter__(self) -> None:
-        self._watch.add(self._each)
-
-    def __exit__(self, *exc: object) -> None:
-        self._watch.discard(self._each)
-
-
 class Watch:
     """Ticks as long as there is somebody to tick for.
 
@@ -42,12 +26,8 @@ class Watch:
         self._watched: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def over(self, each: Watched) -> "Watching":
-        """Ticks `each` for as long as the block lasts that this begins."""
-        return Watching(self, each)
-
     def add(self, each: Watched) -> None:
-        """From now on `each` is ticked."""
+        """From now on `each` is ticked, until it is discarded."""
         self._watched.add(each)
         if self._timer is None:
             self._schedule()

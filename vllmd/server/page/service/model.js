@@ -146,6 +146,6 @@ function facts(model, now) {
   if (model.default) parts.push("default model");
   if (LOADS[model.load]) parts.push(LOADS[model.load]);
   if (model.used_at && !model.running) parts.push(`last request ${ago(now - model.used_at)}`);
-  if (model.claim_bytes) parts.push(`needs ${memory(model.claim_bytes)}`);
+  if (model.claim_bytes) parts.push(`takes ${memory(model.claim_bytes)}`);
   return parts.join(" · ");
 }
