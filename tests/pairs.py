@@ -12,6 +12,9 @@ from virtual_gpus import GIB
 
 CHAT = "/v1/chat/completions"
 GPU = 80 * GIB
+WEIGHTS = GIB // 4
+"""Of each: an engine sleeps only where the main memory of the machine, which is real, has room for twice as much."""
+
 RESIDUE = 1 * GIB
 """What a fake engine holds while it sleeps, unless it is told otherwise."""
 
@@ -20,8 +23,8 @@ class Pair(Daemon):
     """A daemon with two models, `a` and `b`, on a GPU of 80 GiB, of which each wants 0.6.
 
     Args:
-        models: model → keys of its table.
-        of_all: keys of both.
+        models: model → keys of its table; also of more models than the two.
+        of_all: keys of all.
         sections: of the configuration.
     """
 
@@ -38,12 +41,13 @@ class Pair(Daemon):
         self._environ |= virtual_gpus.environ(self.gpus)
         virtual_gpus.make(self.gpus, GPU)
         (self.folder / "env/lib/python3.11/site-packages/vllm-0.32.0.dist-info").mkdir(parents=True)
-        self.tables = {name: self.table(name, {**of_all, **(models or {}).get(name, {})}) for name in ("a", "b")}
+        tables = {"a": {}, "b": {}, **(models or {})}
+        self.tables = {name: self.table(name, {**of_all, **keys}) for name, keys in tables.items()}
         self.sections = {"memory": {"turn_s": 3600}, **sections}
         self.configure({}, {**self.sections, "models": self.tables})
 
     def table(self, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-        tiny, files = self.tiny({"gpu-memory-utilization": 0.6}), virtual_models.make(self.folder / name, 10 * GIB)
+        tiny, files = self.tiny({"gpu-memory-utilization": 0.6}), virtual_models.make(self.folder / name, WEIGHTS)
         return {**tiny, "model": str(files), "default": name == "a", **keys}
 
     def knobs(self, name: str, **knobs: object) -> None:

@@ -90,7 +90,7 @@ class Engine:
         restarts: restarts after a failure since the daemon began; an operator's are not counted.
         probe_failures: failed probes in a row; of a starting engine, those that it took.
         after_stop: where STOPPING leads; and DOZING, where STARTING means that it is to wake at once.
-        ordered: whether an administrator wants it in memory, and has not seen it there yet.
+        ordered: whether it was ordered into memory (`Load`, `Restart`), and was not there yet.
         evicted: whether vllmd itself has taken it out of memory, so that a request brings it back.
         verdict: why the engine last failed.
     """
@@ -116,7 +116,7 @@ class Load:
     """Somebody wants the model in memory.
 
     Args:
-        ordered: whether an administrator does, who would have others give way; else it is the start of vllmd.
+        ordered: whether others are to give way: an administrator wants it, or it is the default model.
     """
 
     ordered: bool = False

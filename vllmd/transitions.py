@@ -135,7 +135,7 @@ def _load(engine: Engine, event: Event, policy: Policy) -> Step:
 def _asked_for(engine: Engine, event: Event) -> Engine:
     """What an order makes of the past: it is forgotten, and whoever has given it waits. A request only asks."""
     if isinstance(event, Wanted):
-        return replace(engine, evicted=False)
+        return engine
     ordered = isinstance(event, Restart) or (isinstance(event, Load) and event.ordered)
     return replace(engine, crashes=0, ordered=ordered, evicted=False)
 
@@ -191,7 +191,9 @@ def _wanted_later(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _evict(engine: Engine, event: Event, policy: Policy) -> Step:
     assert isinstance(event, Evict)
-    leaving = replace(engine, crashes=0, evicted=True, ordered=False)
+    if engine.ordered:
+        return _stop_as_asked(engine, State.STARTING, policy)
+    leaving = replace(engine, crashes=0, evicted=True)
     if engine.state is State.READY and event.level:
         # As patient as with a start: the first time, main memory is pinned for the weights, half a second for a GiB.
         effects = (PutToSleep(event.level), SetTimer(Timer.STALL, policy.startup_stall_s))
@@ -201,6 +203,13 @@ def _evict(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _slept(engine: Engine, event: Event, policy: Policy) -> Step:
     return _wake(engine, policy) if engine.after_stop is State.STARTING else (replace(engine, state=State.ASLEEP), ())
+
+
+def _sleeps_on(engine: Engine, event: Event, policy: Policy) -> Step:
+    """It was to wake, and nobody wanted it any more; unless it was ordered in the same moment."""
+    if engine.ordered:
+        return _wake(engine, policy)
+    return replace(engine, state=State.ASLEEP, evicted=True), ()
 
 
 def _sleepless(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -242,6 +251,12 @@ def _exited(engine: Engine, event: Event, policy: Policy) -> Step:
 
 def _exited_as_asked(engine: Engine, event: Event, policy: Policy) -> Step:
     return _rest(engine, policy)
+
+
+def _ordered(engine: Engine, event: Event, policy: Policy) -> Step:
+    """It is on its way, and from now on an administrator waits for it."""
+    assert isinstance(event, Load)
+    return _asked_for(engine, event) if event.ordered else engine, ()
 
 
 def _moved(engine: Engine, event: Event, policy: Policy) -> Step:
@@ -328,9 +343,11 @@ TRANSITIONS: dict[Key, Row] = {
     (State.STARTING, ProbeFailed): Row(_not_yet, (State.STARTING, State.STOPPING)),
     (State.STARTING, Timer.STALL): Row(_stalled, (State.STOPPING,)),
     (State.STARTING, Exited): Row(_exited, _AFTER_CRASH),
+    (State.STARTING, Load): Row(_ordered, (State.STARTING,)),
     (State.STARTING, Unload): Row(_unload_alive, (State.STOPPING,)),
     (State.STARTING, Restart): Row(_restart_alive, (State.STOPPING,)),
     (State.STARTING, Evict): Row(_evict, (State.STOPPING,)),
+    (State.STARTING, Slept): Row(_sleeps_on, (State.ASLEEP, State.STARTING)),
     (State.STARTING, Woken): Row(_woken, (State.STARTING,)),
     (State.STARTING, WakeFailed): Row(_wake_failed, (State.STOPPING,)),
     (State.READY, ProbeOk): Row(_still_ready, (State.READY,)),

@@ -97,8 +97,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fake", action="store_true", help="the tests' engine in place of vLLM")
     parser.add_argument("--model", type=Path, default=Path("models/tiny"))
     parser.add_argument("--args", type=json.loads, default={}, help="more flags of vLLM's, as a JSON object")
-    parser.add_argument("--streams", type=_numbers, default=(1, 64, 256, 512))
-    parser.add_argument("--tcp", type=_numbers, default=(1, 256), help="at which of them TCP is measured as well")
+    parser.add_argument("--streams", type=numbers, default=(1, 64, 256, 512))
+    parser.add_argument("--tcp", type=numbers, default=(1, 256), help="at which of them TCP is measured as well")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--singles", type=int, default=30, help="rounds with one stream")
     parser.add_argument("--tokens", type=int, default=256)
@@ -111,7 +111,8 @@ def parse() -> argparse.Namespace:
     return wanted
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """What stands between commas."""
     return tuple(int(each) for each in text.split(",") if each)
 
 

@@ -141,10 +141,15 @@ def _all(pipes: Sequence[Connection]) -> list[Any]:
 
 def request(number: int, tokens: int, model: str) -> bytes:
     """A chat request whose prompt nobody asked before; always the same one for the same number."""
-    words = random.Random(number).choices(WORDS.split(), k=PROMPT_WORDS)
-    body = json.dumps(chat(f"{number}: {' '.join(words)}", tokens, model)).encode()
+    body = json.dumps(question(number, tokens, model)).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def question(number: int, tokens: int, model: str) -> dict[str, object]:
+    """What is asked in that request."""
+    words = random.Random(number).choices(WORDS.split(), k=PROMPT_WORDS)
+    return chat(f"{number}: {' '.join(words)}", tokens, model)
 
 
 def chat(prompt: str, tokens: int, model: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ class Service:
             return f"unix:{found}"
         return f"unix:{self.folder / 'd.sock'}" if way == "unix" else f"tcp:{self.port}"
 
-    def model(self) -> ModelStatus:
-        """What vllmd says of its model."""
-        return Status.from_json(asking.ask(self.address("unix"), "GET", STATUS)[1]).models[0]
+    def model(self, name: str = "") -> ModelStatus:
+        """What vllmd says of a model; of its first one, where none is named."""
+        models = Status.from_json(asking.ask(self.address("unix"), "GET", STATUS)[1]).models
+        return next(each for each in models if name in ("", each.name))
 
     def cpu_s(self) -> float:
         """CPU seconds of vllmd's own process so far."""
@@ -130,14 +131,18 @@ def cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def running(wanted: argparse.Namespace) -> Iterator[Service]:
-    """vllmd, ready; ended in good order whatever happens meanwhile."""
+def running(wanted: argparse.Namespace, models: Mapping[str, Any] | None = None) -> Iterator[Service]:
+    """vllmd, its first model ready; ended in good order whatever happens meanwhile.
+
+    Args:
+        models: name → table of each; one with `ARGS`, where none is given.
+    """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     folder = wanted.work or Path(tempfile.mkdtemp(prefix="vg", dir="/tmp"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _started(folder, wanted) as service:
+        with _started(folder, wanted, models or {NAME: table(wanted, ARGS)}) as service:
             service.wait_until_ready()
             yield service
     finally:
@@ -146,9 +151,9 @@ def running(wanted: argparse.Namespace) -> Iterator[Service]:
 
 
 @contextmanager
-def _started(folder: Path, wanted: argparse.Namespace) -> Iterator[Service]:
+def _started(folder: Path, wanted: argparse.Namespace, models: Mapping[str, Any]) -> Iterator[Service]:
     port, config, log = free_port(), folder / "vllmd.toml", wanted.out / "vllmd.log"
-    config.write_text("\n".join(toml(_tables(folder, port, wanted))))
+    config.write_text("\n".join(toml(_tables(folder, port, wanted, models))))
     argv = [sys.executable, "-m", "vllmd", "--config", str(config)]
     with log.open("wb") as out, subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as process:
         service = Service(folder, process, port, log)
@@ -168,28 +173,36 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         print(f"vllmd had to be killed: it did not end in {ENDS_WITHIN_S:g} s", flush=True)
 
 
-def _tables(folder: Path, port: int, wanted: argparse.Namespace) -> dict[str, Any]:
+def table(wanted: argparse.Namespace, args: Mapping[str, object], **keys: object) -> dict[str, object]:
+    """A model's table: flags of vLLM's under those of the command line, and other keys."""
+    env = FAKE if wanted.fake else VARIABLES
+    return {"model": str(wanted.model), "args": {**args, **wanted.args}, "env": env, **keys}
+
+
+def _tables(folder: Path, port: int, wanted: argparse.Namespace, models: Mapping[str, Any]) -> dict[str, Any]:
     """vllmd.toml."""
-    model = {"model": str(wanted.model), "args": {**ARGS, **wanted.args}, "env": FAKE if wanted.fake else VARIABLES}
     return {
         "listen": {"tcp": f"127.0.0.1:{port}", "unix": str(folder / "d.sock")},
         "paths": {"state": str(folder / "state"), "runtime": str(folder / "run"), "cache": str(folder / "cache")},
         "environment": {"path": str(wanted.environment or _environment(folder / "env", wanted))},
         "queue": {"limit": 4096},
         "relay": {"drain_s": 5},
-        "models": {NAME: model},
+        "models": models,
     }
 
 
 def _environment(folder: Path, wanted: argparse.Namespace) -> Path:
     """What looks like a virtual environment: the fake engine's, or that of the packages in --vllm-site."""
-    binaries = folder / "bin"
-    shutil.rmtree(binaries, ignore_errors=True)
-    binaries.mkdir(parents=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    binaries, packages = folder / "bin", folder / "lib/python3/site-packages"
+    for each in (binaries, packages.parent):
+        each.mkdir(parents=True)
     python, vllm = binaries / "python", binaries / "vllm"
     if wanted.fake:
         vllm.symlink_to(fake_vllm.PROGRAM)
+        (packages / "vllm-0.32.0.dist-info").mkdir(parents=True)
     else:
+        packages.symlink_to(wanted.vllm_site.resolve())  # by which vllmd knows what it was built for
         vllm.write_text(VLLM.format(variables={**VARIABLES, "PYTHONPATH": str(wanted.vllm_site)}))
     # No symbolic link: behind one, the Python of a virtual environment does not find its packages.
     python.write_text(PYTHON.format(python=sys.executable))

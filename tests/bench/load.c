@@ -106,6 +106,7 @@ static void open_client(struct client *client) {
     if (client->fd < 0) return lose(client);
     watch(epoll, EPOLL_CTL_ADD, client->fd, EPOLLIN, client);
     int64_t left_ns = window_until_ns + MARGIN_NS - now_ns();
+    if (left_ns < 0) left_ns = 0; /* it comes too late to be counted, and so does the whole run */
     client->wanted = churn ? 1 : (long)(rate * (double)left_ns / NS_PER_S) + 2; /* the first is said at once */
     if (!churn) ask(client);
 }

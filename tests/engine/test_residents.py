@@ -265,6 +265,59 @@ async def test_sleep_that_frees_nothing_is_none() -> None:
             await (await there.loaded("b")).stay.rest(lie, 0.2)  # type: ignore[union-attr]
 
 
+async def test_memory_that_others_give_back_meanwhile_is_not_taken_for_the_sleepers() -> None:
+    async with world() as there:
+        a = await there.loaded("a", 0.5, sleep_level=1)
+        assert a.stay is not None
+        claimed = a.stay.claim
+
+        async def fall_asleep() -> None:
+            there.free += claimed + 5 * GIB
+
+        there.free -= 5 * GIB
+        await a.stay.rest(fall_asleep)
+        assert (a.stay.claim, a.stay.wants.claim) == (0, claimed), (
+            "or it would ask for more than it needs when it wakes"
+        )
+
+
+async def test_what_nobody_waits_for_lets_those_come_first_that_are_on_their_way() -> None:
+    async with world() as there:
+        first, other = Owner("first", default=True), Owner("other", args={"gpu-memory-utilization": 0.9})
+        first.engine = replace(first.engine, ordered=True)
+        first.stay = there.residents.stay(first)  # which downloads still
+        late = there.bids(other)
+        await asyncio.sleep(0.1)
+        assert not late.done()
+        assert await there.begin(first) is None
+        late.cancel()
+    async with world() as there:
+        there.residents.stay(Owner("never"))
+        assert await there.bids(Owner("other")) is None, "but not for ever"
+
+
+async def test_a_wake_that_nobody_waits_for_any_more_is_none() -> None:
+    async with world() as there:
+        a = await there.loaded("a", 0.6, sleep_level=1)
+        assert a.stay is not None
+        claimed = a.stay.claim
+
+        async def fall_asleep() -> None:
+            there.free += claimed - GIB
+
+        await a.stay.rest(fall_asleep)
+        there.turns(a, State.ASLEEP)
+        b = await there.loaded("b", 0.6)
+        there.running["b"] = there.waiting["a"] = 1
+        there.turns(a, State.STARTING)
+        waking = asyncio.create_task(a.stay.resume(lambda: None))
+        await until(lambda: a.stay.is_bidding, "a to bid")  # type: ignore[union-attr]
+        there.waiting["a"] = 0
+        there.changed()
+        assert await asyncio.wait_for(waking, 30) is False
+        assert (a.stay.is_asleep, a.stay.is_here, a.told, b.told) == (True, True, [], [])
+
+
 async def test_a_sleeper_waits_for_its_memory_like_any_start() -> None:
     async with world() as there:
         a = await there.loaded("a", 0.6, sleep_level=1)

@@ -527,3 +527,17 @@ async def test_when_to_ask_again_is_after_the_load(eta_s: int | None, told: int)
 def test_places_are_what_the_engine_takes_at_once(args: dict[str, Any], found: int) -> None:
     models = {"m": Model("m", args=args), "other": Model("o")}
     assert places(sections.Config(queue=sections.Queue(running=7), models=models)) == {"m": found, "other": 7}
+
+
+async def test_a_call_counts_as_running_from_the_moment_in_which_it_has_a_place() -> None:
+    """Else its engine would be taken for idle until its task hears of it, and could be made to go."""
+    async with bench(State.STARTING) as there:
+        call = there.ask("a")
+        await settled()
+        assert call.held
+        there.supervisor.be(State.READY)
+        while there.queue.held:
+            assert call.held, "it has no place yet"
+            await asyncio.sleep(0)
+        assert not call.held
+        assert call not in there.running, "and its task has not heard of it"

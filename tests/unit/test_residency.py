@@ -80,6 +80,21 @@ def test_on_a_gpu_one_thing_happens_at_a_time() -> None:
     assert two.answers == {"new": Answer.GRANTED, "next": Answer.WAITS}
 
 
+def test_from_a_gpu_they_go_one_by_one_and_nobody_comes_meanwhile() -> None:
+    old, young = here("old", 40, used_at=NOW - 90), here("young", 40)
+    assert decided(bid(claim=80, free=0), young, old).leave == {"old": "new"}
+    cpu: dict[str, Any] = {"is_gpu": False}
+    both = [replace(each, is_gpu=False) for each in (old, young)]
+    assert decided(bid(claim=80, free=0, **cpu), *both).leave == {"old": "new", "young": "new"}
+    timed = [replace(each, idle_unload_s=30) for each in (old, young)]
+    assert decided(*timed).leave == {"old": ""}
+    beside = decided(bid(claim=10, free=40), replace(old, idle_unload_s=30))
+    assert (beside.answers, beside.leave) == ({"new": Answer.WAITS}, {"old": ""}), "there is room, but not this moment"
+    wide = here("wide", 40, devices=ONE | OTHER)
+    two = decided(bid(claim=60, free=40), bid("next", 20, devices=OTHER, since=NOW + 1), wide)
+    assert (two.answers["next"], two.leave) == (Answer.WAITS, {"wide": "new"})
+
+
 def test_there_are_no_more_models_than_may_be() -> None:
     two = Rules(max_models=2)
     a, b = here("a", 0), here("b", 0, used_at=NOW - 10)
@@ -101,8 +116,8 @@ def test_the_least_recently_used_goes_and_nobody_who_need_not() -> None:
     small, old, young = here("small", 10, used_at=NOW - 90), here("old", 30), here("young", 30, used_at=NOW - 5)
     assert decided(bid(claim=30, free=10), small, old, young).leave == {"old": "new"}, "the small one would not help"
     assert decided(bid(claim=20, free=10), small, old, young).leave == {"small": "new"}, "and now it is enough"
-    assert decided(bid(claim=60, free=10), small, old, young).leave == {"old": "new", "young": "new"}
-    assert decided(bid(claim=80, free=10), small, old, young).leave.keys() == {"small", "old", "young"}
+    assert decided(bid(claim=60, free=10), small, old, young).closed == {"old", "young"}
+    assert decided(bid(claim=80, free=10), small, old, young).closed == {"small", "old", "young"}
 
 
 def test_never_used_means_used_when_it_became_ready() -> None:
@@ -178,6 +193,21 @@ def test_those_who_have_to_go_for_one_go_together() -> None:
     assert over.leave == {}
 
 
+def test_who_waits_for_one_that_has_just_come_gets_in_however_short_its_turn() -> None:
+    fresh = here("fresh", running=1, ready_at=NOW)
+    assert decided(bid(free=40), fresh, rules=Rules(turn_s=0)) == Decision(
+        {"new": Answer.WAITS}, again_at=NOW + LINGER_S
+    )
+
+
+def test_of_busy_ones_the_same_has_to_go_whoever_ends_a_request() -> None:
+    """Else each would be let on before it has come to its end."""
+    first, second = here("first", running=2, ready_at=NOW - 90), here("second", running=2, ready_at=NOW - 80)
+    for ended in (first, second):
+        parties = [replace(each, used_at=NOW) if each is ended else each for each in (first, second)]
+        assert decided(bid(claim=40, free=0), *parties).closed == {"first"}
+
+
 def test_bids_go_in_order_of_arrival_those_first_that_somebody_waits_for() -> None:
     later, first = bid("later", 60, since=NOW + 1), bid("first", 60, since=NOW)
     assert decided(later, first).answers == {"first": Answer.GRANTED, "later": Answer.WAITS}
@@ -203,6 +233,7 @@ def test_an_idle_one_goes_when_its_time_is_over() -> None:
     assert decided(resident).again_at == NOW + 10
     assert decided(resident, now=NOW + 10).leave == {"a": ""}
     assert decided(replace(resident, running=1), now=NOW + 1000) == Decision(again_at=NOW + 1060)
+    assert decided(replace(resident, waiting=1), now=NOW + 1000) == Decision(again_at=NOW + 1060)
     busy_gpu = decided(resident, here("b", state=State.STARTING), now=NOW + 10)
     assert busy_gpu.leave == {}, "a start that sees memory become free ends"
     assert decided(replace(resident, stays=True), now=NOW + 1000) == Decision()
@@ -221,6 +252,7 @@ RESIDENTS = st.builds(
     SIZES,
     st.sampled_from(State),
     running=st.integers(0, 2),
+    waiting=st.integers(0, 2),
     ready_at=st.floats(0, 2000),
     used_at=st.floats(0, 2000),
     stays=st.booleans(),
@@ -263,6 +295,9 @@ def test_what_holds_in_every_memory(bids: list[Bid], residents: list[Resident], 
         claims = sum(each.claim for each in parties if device in each.devices)
         newest = [each for each in granted if device in each.devices and each.claim]
         assert not newest or claims <= 80, "no device is promised twice"
+        coming = [each for each in granted if each.is_gpu and device in each.devices]
+        going = [by_name[name] for name in decision.leave if by_name[name].is_gpu and device in by_name[name].devices]
+        assert len(coming) + len(going) <= 1, "on a GPU one thing happens at a time"
     if rules.max_models and granted:
         awake = [each for each in residents if each.state is not State.ASLEEP]
         assert len(awake) + len(granted) <= rules.max_models
@@ -274,7 +309,7 @@ def test_who_is_waited_for_gets_in_some_day(residents: list[Resident], claim: in
     newcomer = Bid("g", frozenset("0"), claim, total=80, free=0, is_wanted=True, is_gpu=True)
     now = NOW
     residents = [replace(each, stays=False) for each in residents]
-    for _ in range(30):
+    for _ in range(60):
         free = 80 - sum(each.claim for each in residents if "0" in each.devices)
         decision = decide([replace(newcomer, free=max(0, free))], residents, rules, now)
         if decision.answers["g"] is Answer.GRANTED:

@@ -39,6 +39,9 @@ def kept(record: Record | None, tether: Tether | None) -> Kept:
 
 def test_the_engine_of_the_present_plan_is_adopted(tether: Tether) -> None:
     assert kept(RECORD, tether).obstacle({"tiny": PLAN}) == ""
+    moving = replace(RECORD, is_moving=True)
+    assert kept(moving, tether).obstacle({"tiny": PLAN}) == "it was falling asleep or waking up"
+    assert decode(encode(moving)) == moving
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,9 @@ class Generation:
 
     async def run(self) -> Verdict:
         """Runs the engine; returns why it ended, and only when no process of it is alive any more."""
-        if self._asked_to_end and self._kept is None:
-            return _CALLED_OFF
         try:
+            if self._asked_to_end and self._kept is None:
+                return _CALLED_OFF
             beginning = await self._begin()
             return beginning if isinstance(beginning, Verdict) else await self._live(beginning)
         except asyncio.CancelledError:
@@ -160,16 +160,31 @@ class Generation:
 
     async def sleep(self, client: EngineClient, level: int) -> None:
         """Has the engine give its memory back, and sees that it does. Raises SleepError if it does not."""
+        self._note_move()
         await self._stay.rest(partial(put_to_sleep, client, level))
         self._note_sleep(level)
 
-    async def wake(self, client: EngineClient) -> None:
-        """Waits until there is memory, and has the engine take it. Raises SleepError if it does not."""
+    async def wake(self, client: EngineClient) -> bool:
+        """Waits until there is memory, and has the engine take it.
+
+        Returns:
+            Whether it is awake; it sleeps on if nobody waits for it any more.
+
+        Raises:
+            SleepError: it does not wake.
+        """
         self._recorder, self._has_woken = Recorder(self._now()), True
-        await self._stay.resume(self._waits_for_memory)
+        if not await self._stay.resume(self._waits_for_memory):
+            return False
+        self._note_move()
         self._report(Progress(Phase.WAKING_UP))
         await wake(client, self._sleep_level)
         self._note_sleep(0)
+        return True
+
+    def _note_move(self) -> None:
+        if self._keeping:
+            self._keeping.moves()
 
     def _note_sleep(self, level: int) -> None:
         self._sleep_level = level
@@ -268,7 +283,7 @@ class Generation:
         """A start, or what goes on with the engine that is there; or why there is none."""
         if self._kept and self._kept.record and self._kept.tether:
             self.environment = _root_of(self._kept.record.leader)
-            await self._stay.inherit(self._plan, self.environment, is_asleep=bool(self._sleep_level))
+            self._stay.inherit(self._plan, self.environment, is_asleep=bool(self._sleep_level))
             return adopt(self._kept.tether, self._kept.record.leader, self._take_line)
         environment, snapshot = await self._prepare(self._needs())
         if refusal := await self._prepare(self._stay.begin(self._plan, environment.root, self._waits_for_memory)):

@@ -75,6 +75,7 @@ class Record:
         token: by which all its processes are known.
         was_ready: whether tokens ever came out of it.
         sleep_level: at which it sleeps; 0 if it does not.
+        is_moving: whether it is falling asleep or waking up, so that nobody can tell which memory it has.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Record:
     token: str
     was_ready: bool = False
     sleep_level: int = 0
+    is_moving: bool = False
     version: int = VERSION
 
 
@@ -100,7 +102,8 @@ def decode(data: bytes) -> Record | None:
         record = Record(**json.loads(data))
     except (ValueError, TypeError, RecursionError):
         return None
-    kinds = {"generation": int, "guard": int, "leader": int, "was_ready": bool, "sleep_level": int, "version": int}
+    numbers, flags = {"generation", "guard", "leader", "sleep_level", "version"}, {"was_ready", "is_moving"}
+    kinds: dict[str, type] = {**dict.fromkeys(numbers, int), **dict.fromkeys(flags, bool)}
     sound = all(type(value) is kinds.get(name, str) for name, value in asdict(record).items())
     return record if sound and record.version == VERSION else None
 
@@ -125,7 +128,11 @@ class Keeping:
 
     def sleeps(self, level: int) -> None:
         """It was put to sleep at that level, or at level 0 woken up."""
-        self._note(replace(self._record, sleep_level=level))
+        self._note(replace(self._record, sleep_level=level, is_moving=False))
+
+    def moves(self) -> None:
+        """It begins to fall asleep, or to wake up."""
+        self._note(replace(self._record, is_moving=True))
 
     def _note(self, record: Record) -> None:
         self._record = record
@@ -201,6 +208,8 @@ class Kept:
             return "its model is not configured any more"
         if (plan.digest, str(plan.directory(self.record.generation))) != (self.record.digest, self.record.directory):
             return "its model, arguments, variables or environment have changed"
+        if self.record.is_moving:
+            return "it was falling asleep or waking up"
         return "" if self.tether.is_alive else "it has ended meanwhile"
 
     async def end(self, store: Store) -> None:

@@ -4,8 +4,8 @@ An engine that is about to take memory makes a *bid*. Engines that have some, or
 rules keep it fair, and keep models from chasing each other out of memory:
 
 Room.  A bid is granted when every device has room for it, by its own count of what is free and by the sum of what the
-residents claim. On a GPU one thing happens at a time: vLLM measures there what a start takes and what sleep frees, and
-ends if others take or free memory meanwhile.
+residents claim. On a GPU one thing happens at a time, a start, a sleep or an end: vLLM measures there what a start
+takes and what sleep frees, and ends if others take or free memory meanwhile.
 
 Least recently used.  Only what somebody waits for makes others go: idle ones, the longest unused first. One with
 running requests never goes. A bid that nobody waits for, and that has no room beside others, is withdrawn.
@@ -41,6 +41,8 @@ class Resident:
         claim: the bytes that it takes of each; 0 where nobody knows.
         state: as its supervisor says.
         running: requests that it works on.
+        waiting: requests that wait for it, though it is ready: in a moment, or when others of their clients have ended,
+            it will work on them.
         ready_at, used_at: when it became ready, and when its last request ended, in seconds of any clock.
         stays: whether vllmd never unloads it by itself.
         idle_unload_s: seconds without a request after which it goes though nobody waits; 0: never.
@@ -52,6 +54,7 @@ class Resident:
     claim: int
     state: State
     running: int = 0
+    waiting: int = 0
     ready_at: float = 0.0
     used_at: float = 0.0
     stays: bool = False
@@ -66,7 +69,7 @@ class Resident:
     @property
     def idle_since(self) -> float:
         """Since when it has had nothing to do; in the future if it has."""
-        return math.inf if self.running else max(self.ready_at, self.used_at)
+        return math.inf if self.running or self.waiting else max(self.ready_at, self.used_at)
 
     @property
     def may_go(self) -> bool:
@@ -74,10 +77,11 @@ class Resident:
         return self.state is State.ASLEEP or (self.state is State.READY and not self.stays)
 
     def goes_at(self, turn_s: float) -> float:
-        """When it has to make room for others; those that sleep have nothing to lose but time."""
+        """When it has to make room for others; those that sleep have nothing to lose but time. Whoever waits for one
+        that has just become ready gets in, however short its turn."""
         if self.state is State.ASLEEP:
             return -math.inf
-        return min(self.idle_since + LINGER_S, self.ready_at + turn_s)
+        return min(self.idle_since + LINGER_S, self.ready_at + max(turn_s, LINGER_S))
 
 
 @dataclass(frozen=True)
@@ -161,11 +165,13 @@ def decide(bids: Iterable[Bid], residents: Iterable[Resident], rules: Rules, now
     """
     present, waiting = list(residents), set[str]()
     decision = _idle_ones(present, now)
+    present = _after(present, decision)
     for bid in sorted(bids, key=lambda each: (not each.is_wanted, each.since)):
         if bid.devices & waiting or (rules.max_models and waiting):
             answer, step = Answer.WAITS, Decision()
         else:
             answer, step = _consider(bid, present, rules, now)
+        present = _after(present, step)
         if answer is Answer.GRANTED:
             present.append(Resident(bid.name, bid.devices, bid.claim, State.STARTING, is_gpu=bid.is_gpu))
         elif answer is Answer.WAITS:
@@ -178,10 +184,16 @@ def _idle_ones(residents: Sequence[Resident], now: float) -> Decision:
     """Those go for whom nobody has asked for long."""
     timed = [each for each in residents if each.idle_unload_s and each.state is State.READY and not each.stays]
     ends = {each.name: min(each.idle_since, now) + each.idle_unload_s for each in timed}  # nobody tells who falls idle
-    disturbs = {each.name for each in timed if _is_changing(each, residents)}
-    over = frozenset(name for name, end in ends.items() if end <= now and name not in disturbs)
-    again_at = min((end for end in ends.values() if end > now), default=math.inf)
-    return Decision(closed=over, leave=dict.fromkeys(over, ""), again_at=again_at)
+    decision = Decision(again_at=min((end for end in ends.values() if end > now), default=math.inf))
+    for each in timed:
+        if ends[each.name] <= now and not _is_changing(each, _after(residents, decision)):
+            decision = _both(decision, Decision(closed=frozenset({each.name}), leave={each.name: ""}))
+    return decision
+
+
+def _after(residents: Iterable[Resident], decision: Decision) -> list[Resident]:
+    """The residents, when those have begun to go who go now."""
+    return [replace(each, state=State.STOPPING) if each.name in decision.leave else each for each in residents]
 
 
 def _both(one: Decision, other: Decision) -> Decision:
@@ -229,13 +241,18 @@ def _why_short(bid: Bid, residents: Sequence[Resident], rules: Rules) -> Answer:
 
 
 def _turn_out(victims: Sequence[Resident], bid: Bid, rules: Rules, now: float) -> Decision:
-    """When all of them have to go, their new requests are held; when the last request has ended, they go."""
+    """When all of them have to go, their new requests are held; when the last request has ended, they go.
+
+    From a GPU one by one: those that come later take requests again meanwhile.
+    """
     due = max(each.goes_at(rules.turn_s) for each in victims)
     if due > now:
         return Decision(again_at=due)
     names = frozenset(each.name for each in victims)
-    is_idle = not any(each.running for each in victims)
-    return Decision(closed=names, leave=dict.fromkeys(names, bid.name) if is_idle else {})
+    if any(each.running for each in victims):
+        return Decision(closed=names)
+    going = victims[:1] if bid.is_gpu else victims
+    return Decision(closed=names, leave={each.name: bid.name for each in going})
 
 
 def _victims(bid: Bid, residents: Sequence[Resident], rules: Rules) -> list[Resident]:
@@ -257,8 +274,13 @@ def _has_room_without(gone: Sequence[Resident], bid: Bid, residents: Sequence[Re
 
 
 def _worth(resident: Resident) -> tuple[bool, bool, float]:
-    """The first is the one to go: idle before busy, awake before asleep, the longest unused before others."""
-    return bool(resident.running), resident.state is State.ASLEEP, max(resident.used_at, resident.ready_at)
+    """The first is the one to go: idle before busy, awake before asleep, the longest unused before others.
+
+    Of busy ones the first to come: by their requests, which end all the time, each look would choose another one, and
+    none of them would ever come to an end.
+    """
+    since = resident.ready_at if resident.running else max(resident.used_at, resident.ready_at)
+    return bool(resident.running), resident.state is State.ASLEEP, since
 
 
 def _has_room(bid: Bid, staying: Sequence[Resident], rules: Rules, present: Sequence[Resident] | None = None) -> bool:

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 """How often memory is looked at while somebody waits for it: nobody tells when it becomes free."""
 
+GATHER_S = 1.0
+"""How long a bid that nobody waits for lets those come first that are on their way: vllmd starts them all at once."""
+
 PAUSE_S = 0.05
 """Requests that end one after the other are looked at together."""
 
@@ -139,7 +142,7 @@ class Residents:
     def _look(self, now: float) -> float:
         """Decides, and does what was decided; returns when to look again."""
         present = [each for each in self._stays.values() if each.is_here]
-        bidding = [each for each in self._stays.values() if each.is_bidding]
+        bidding = [each for each in self._stays.values() if each.is_bidding and self._is_due(each, now)]
         residents, bids = [self._resident(each, now) for each in present], [self._bid(each, now) for each in bidding]
         decision = decide(bids, residents, self._rules(), now)
         for stay in present:
@@ -148,9 +151,19 @@ class Residents:
             self._answer(stay, decision.answers[bid.name], left(bid, residents), now)
         return decision.again_at
 
+    def _is_due(self, stay: Stay, now: float) -> bool:
+        """Whether it is time to answer a bid."""
+        are_all_there = all(each.is_here or each.is_bidding for each in self._stays.values())
+        return are_all_there or self._is_wanted(stay, now) or now >= stay.since + GATHER_S
+
+    def _is_wanted(self, stay: Stay, now: float) -> bool:
+        """Whether a request waits for it, or its client comes again in a moment, or an administrator waits."""
+        owner = stay.owner
+        return bool(self._traffic.count(owner.name)[1]) or owner.engine.ordered or now < owner.expected_until
+
     def _resident(self, stay: Stay, now: float) -> Resident:
         owner, room = stay.owner, stay.room
-        state = owner.engine.state
+        state, (running, waiting) = owner.engine.state, self._traffic.count(owner.name)
         if state is State.READY:
             stay.ready_at = now if stay.ready_at is None else stay.ready_at
         elif state is not State.UNHEALTHY:
@@ -160,7 +173,8 @@ class Residents:
             frozenset(room.names if room else ()),
             stay.claim,
             state,
-            running=self._traffic.count(owner.name)[0],
+            running=running,
+            waiting=waiting,
             ready_at=now if stay.ready_at is None else stay.ready_at,
             used_at=self._traffic.used_at(owner.name),
             stays=owner.plan.model.load == "manual",
@@ -170,7 +184,6 @@ class Residents:
 
     def _bid(self, stay: Stay, now: float) -> Bid:
         owner, room = stay.owner, stay.room
-        waiting = self._traffic.count(owner.name)[1]
         return Bid(
             stay.name,
             frozenset(room.names if room else ()),
@@ -180,8 +193,8 @@ class Residents:
             room.total if room else 0,
             room.free + stay.claim if room else 0,
             stay.since,
-            is_wanted=bool(waiting) or owner.engine.ordered or now < owner.expected_until,
-            yields=owner.plan.model.load != "manual" and not stay.claim,
+            is_wanted=self._is_wanted(stay, now),
+            yields=owner.plan.model.load != "manual",
             is_gpu=room is not None and room.device == fitting.GPU,
         )
 
@@ -203,9 +216,9 @@ class Residents:
         match answer:
             case Answer.GRANTED:
                 stay.grant()
-            case Answer.YIELDS if not stay.is_told_to_go:
-                log.info("%s: has no room beside the others; it is loaded when somebody asks for it", stay.owner.name)
-                stay.turn_out()
+            case Answer.YIELDS:
+                log.info("%s: has no room beside the others; it comes when somebody asks for it", stay.owner.name)
+                stay.withdraw()
             case Answer.SHORT:
                 self._try(stay, free, now)
             case Answer.HELD | Answer.FULL:

@@ -18,6 +18,7 @@ from vllmd.engine.causes import Cause
 from vllmd.engine.fit import Answer, Need, Question, Room, gib, judge, need
 from vllmd.engine.plan import Plan
 from vllmd.engine.residence import Facts, Owner
+from vllmd.engine.tasks import start
 from vllmd.errors import SleepError
 from vllmd.lifecycle import Evict, Verdict
 from vllmd.provisions import Fit
@@ -39,6 +40,8 @@ MARGIN = 1 << 30
 
 FREED_PART = 0.5
 """The part of what an engine has claimed that has to be free when it sleeps: less is no sleep."""
+
+_WITHDRAWN = Verdict("not wanted", "nobody waits for it any more")
 
 
 class Stay:
@@ -72,6 +75,7 @@ class Stay:
         self._question: Question | None = None
         self._device = ""
         self._holding: ExitStack | None = None
+        self._learning: asyncio.Task[None] | None = None
 
     # ── what a generation calls ──
 
@@ -87,11 +91,19 @@ class Stay:
             return refusal
         return await self._bid(tell)
 
-    async def inherit(self, plan: Plan, root: Path | None, *, is_asleep: bool) -> None:
-        """It is in memory already, started by an earlier vllmd."""
-        await self._find_out(plan, root or Path())
-        self.is_here, self.claim = True, 0 if is_asleep else self.need.claim
-        self._freed = self.need.claim if is_asleep else None
+    def inherit(self, plan: Plan, root: Path | None, *, is_asleep: bool) -> None:
+        """It is in memory already, started by an earlier vllmd; how much it has is found out while it serves on."""
+        self.is_here, self._is_pinned = True, is_asleep
+        self._freed = 0 if is_asleep else None
+        self._learning = start(self._learn(plan, root or Path()))
+        self._moved(self)
+
+    async def _learn(self, plan: Plan, root: Path) -> None:
+        await self._find_out(plan, root)
+        if self.is_asleep:
+            self._freed = self.need.claim
+        else:
+            self.claim = self.need.claim
         self._moved(self)
 
     async def rest(self, fall_asleep: Callable[[], Awaitable[None]], within_s: float = FREED_WITHIN_S) -> None:
@@ -112,23 +124,33 @@ class Stay:
         log.info("%s: asleep, %s are free for others", self.owner.name, gib(freed), extra=about(model=self.owner.name))
         self._moved(self)
 
-    async def resume(self, tell: Callable[[], None]) -> None:
-        """Waits until there is room for an engine that wakes. Raises SleepError if there will be none.
+    async def resume(self, tell: Callable[[], None]) -> bool:
+        """Waits until there is room for an engine that wakes. It takes back what it gave, and asks for nothing more.
 
-        It takes back what it gave, and asks for nothing more.
+        Returns:
+            Whether it may wake; not if nobody waits for it any more.
+
+        Raises:
+            SleepError: there will be no room.
         """
+        if self._learning:
+            await self._learning
         await self.look()  # what it saw last may be hours old
         self.is_here = False
         self.let_in()
         try:
-            if refusal := await self._bid(tell):
+            refusal = await self._bid(tell)
+            if refusal and refusal is not _WITHDRAWN:
                 raise SleepError(refusal.message, refusal.hint)
+            return refusal is None
         finally:
             self.is_here = True
 
     def end(self) -> None:
         """Nothing of the engine is alive."""
         self.is_here, self.claim, self.is_over = False, 0, True
+        if self._learning:
+            self._learning.cancel()
         self.let_in()
         self._moved(self)
 
@@ -151,6 +173,13 @@ class Stay:
         """There will be no room for it."""
         assert self._answer is not None, "it has made a bid"
         self._answer.set_result(verdict)
+
+    def withdraw(self) -> None:
+        """Nobody waits for it: it sleeps on, or comes when somebody asks for it."""
+        if self.is_asleep:
+            self.refuse(_WITHDRAWN)
+        else:
+            self.turn_out()
 
     @property
     def can_sleep(self) -> bool:
@@ -281,7 +310,7 @@ class Stay:
             if time.monotonic() > deadline:
                 raise SleepError(f"the engine says that it sleeps, and {gib(max(0, freed))} became free")
             await asyncio.sleep(within_s / 20)
-        return freed
+        return min(freed, self.need.claim or freed)  # others may have given memory back meanwhile
 
 
 def does_not_fit(fit: Fit) -> Verdict:

@@ -123,6 +123,7 @@ class Supervisor:
         self._living: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._archive = archive_in(plan.state)
+        self._is_closing = False
         self._progressed_at = 0.0
         self._since = time.time()
 
@@ -178,13 +179,17 @@ class Supervisor:
     def on_demand(self) -> bool:
         """Whether a request brings the model into memory: as its table says, or because vllmd took it out itself."""
         load = self.plan.model.load
-        return load == "demand" or (load != "manual" and self.engine.evicted)
+        return not self._is_closing and (load == "demand" or (load != "manual" and self.engine.evicted))
+
+    @property
+    def is_out(self) -> bool:
+        """Whether the model is not in memory, and no request brings it back."""
+        return self.engine.state in (State.STOPPED, State.ASLEEP) and not self.on_demand
 
     @property
     def is_hopeless(self) -> bool:
         """Whether nobody need wait for the engine: it comes to nothing by itself, and nobody is about to renew it."""
-        is_away = self.engine.state is State.FAILED or (self.engine.state is State.STOPPED and not self.on_demand)
-        return is_away and not self._holds
+        return (self.engine.state is State.FAILED or self.is_out) and not self._holds
 
     @property
     def environment(self) -> Path | None:
@@ -207,14 +212,14 @@ class Supervisor:
         return about(model=self.name, generation=self.engine.generation)
 
     def begin(self) -> None:
-        """vllmd has started, or the model has come: it is loaded, if its table says so."""
+        """vllmd has started, or the model has come: it is loaded if its table says so, the default one first."""
         if self.plan.model.load == "start":
-            self.post(Load())
+            self.post(Load(ordered=self.plan.model.default))
 
     def want(self, again_within_s: float = 0.0) -> None:
         """A request waits for the model, or its client will not wait, and may come again within so many seconds."""
         self.expected_until = max(self.expected_until, time.monotonic() + again_within_s)
-        if self.plan.model.load != "manual":
+        if self.plan.model.load != "manual" and not self._is_closing:
             self.post(Wanted(on_demand=self.plan.model.load == "demand"))
 
     def post(self, event: Event) -> None:
@@ -276,10 +281,12 @@ class Supervisor:
 
     def leave(self) -> bool:
         """Lets go of the engine for the next vllmd to adopt; returns False where that cannot be: close it then."""
-        return self.engine.state is not State.STOPPING and self._generation is not None and self._generation.leave()
+        is_on_its_way = self.engine.state is State.STOPPING or (self._moving is not None and not self._moving.done())
+        return not is_on_its_way and self._generation is not None and self._generation.leave()
 
     async def close(self) -> None:
-        """Unloads the model and returns when nothing of its engine is alive."""
+        """Unloads the model for good, and returns when nothing of its engine is alive."""
+        self._is_closing = True
         self.post(Unload())
         await self.wait_for(State.STOPPED)
 
@@ -413,11 +420,11 @@ class Supervisor:
 
     async def _wake(self, epoch: int) -> None:
         try:
-            await self._living_generation().wake(self._living_client())
+            is_awake = await self._living_generation().wake(self._living_client())
         except SleepError as error:
             self.post(WakeFailed(epoch, error.message))
         else:
-            self.post(Woken(epoch))
+            self.post(Woken(epoch) if is_awake else Slept(epoch))
 
     # ── news from the generation ──
 

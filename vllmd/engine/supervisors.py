@@ -55,9 +55,7 @@ class Supervisors(Mapping[str, Supervisor]):
 
     def add(self, plan: Plan) -> None:
         """A model that is new; its life begins as soon as nothing is alive of an earlier one of its name."""
-        assert self._group is not None, "models come while all of them run"
-        supervisor = self._all[plan.name] = self._make(plan)
-        self._start(self._group, supervisor)
+        self._all[plan.name] = self._make(plan)
         self._begin(plan.name)
 
     def take_out(self, name: str) -> Supervisor:
@@ -69,15 +67,20 @@ class Supervisors(Mapping[str, Supervisor]):
     async def end(self, supervisor: Supervisor) -> None:
         """Ends the engine of a supervisor that was taken out, and it."""
         await supervisor.close()
-        self._tasks.pop(supervisor).cancel()
+        if task := self._tasks.pop(supervisor, None):
+            task.cancel()
         self._leaving.discard(supervisor)
         if supervisor.name in self._all:
             self._begin(supervisor.name)
 
     def _begin(self, name: str) -> None:
-        # Two engines of one name would live in the same directories, where the second one clears away the first.
-        if all(each.name != name for each in self._leaving):
-            self._all[name].begin()
+        # Two engines of one name would live in the same directories, where the second one clears away the first: until
+        # then nobody hears what is wanted of it.
+        assert self._group is not None, "models come while all of them run"
+        supervisor = self._all[name]
+        if supervisor not in self._tasks and all(each.name != name for each in self._leaving):
+            self._start(self._group, supervisor)
+            supervisor.begin()
 
     def _start(self, group: asyncio.TaskGroup, supervisor: Supervisor) -> None:
         # In a context of its own: what it logs is not about the request that may have brought it.

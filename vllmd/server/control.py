@@ -76,10 +76,11 @@ class Control:
         return json_response({"status": "alive"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """200 only while the default model answers with tokens, or would for a request that brings it into memory; why
-        it does not is none of a stranger's business."""
+        """200 only while the default model answers with tokens, or would when its turn in memory has come; why it does
+        not is none of a stranger's business."""
         supervisor = self._supervisors[self._current.config.default_model]
-        if supervisor.client or (supervisor.on_demand and supervisor.engine.state not in _SICK):
+        state = supervisor.engine.state
+        if state is State.READY or (supervisor.on_demand and state not in _SICK):
             return json_response({"status": "ready", "model": supervisor.name})
         if request.get(IS_STRANGER):
             raise NotReady("the service is not ready", "a key shows the reason", retry_after_s(supervisor))

@@ -48,13 +48,21 @@ class Waiting(Ticket):
     """A call that waits.
 
     Args:
+        call: which one.
         supervisor: of its model.
         answer: the way to the engine, once it has a place in it, or why it gets none. An error is a result here and no
             exception, because nobody may be left to take it.
     """
 
+    call: Call
     supervisor: Supervisor
     answer: "asyncio.Future[EngineClient | Unavailable]"
+
+    def let_in(self, client: EngineClient) -> None:
+        """It has a place, and counts as running from now on: by the time that its task hears of it, an engine without
+        requests could have been told to go."""
+        self.call.held = False
+        self.answer.set_result(client)
 
 
 class Turn:
@@ -177,7 +185,7 @@ class Queue:
         if call.sent_at is None:
             self._refuse_if_many_wait(call.who)
         answer = asyncio.get_running_loop().create_future()
-        waiting = Waiting(lane, call.who, call.sent_at is not None, supervisor, answer)
+        waiting = Waiting(lane, call.who, call.sent_at is not None, call, supervisor, answer)
         if self.held < self._settings.limit or (waiting.returning and lane.bounded):
             self._add(waiting)
         else:
@@ -274,7 +282,7 @@ class Queue:
         client, model = supervisor.client, supervisor.name
         for lane in (Lane(model), Lane(model, bounded=False)):
             while client is not None and (waiting := self._turns.next(lane)):
-                waiting.answer.set_result(client)
+                waiting.let_in(client)
             if client is None and self._turns.is_waited_for(lane):
                 supervisor.want()  # which it may not have heard: it was ready then, and had to go since
             if supervisor.is_hopeless:

@@ -18,7 +18,7 @@ def not_ready(supervisor: Supervisor) -> Unavailable:
     engine, verdict = supervisor.engine, supervisor.engine.verdict
     if engine.state is State.FAILED and verdict:
         return EngineFailed(f"{supervisor.name} failed: {verdict.message}", verdict.hint or "see: vllmctl status")
-    if engine.state is State.STOPPED and not supervisor.on_demand:
+    if supervisor.is_out:
         return NotReady(f"{supervisor.name} is not loaded", f"load it:  vllmctl load {supervisor.name}")
     hint = verdict.hint if verdict and (engine.crashes or engine.setbacks) else ""
     return NotReady(f"{supervisor.name} is not ready: {supervisor.sentence()}", hint, retry_after_s(supervisor))
