@@ -74,6 +74,7 @@ class World:
         self.used: dict[str, float] = {}
         self.device = "GPU"
         self.broken = False
+        self.unread: set[str] = set()
         self.feed = Feed()
         self.rules = Rules()
         self._left = asyncio.Event()
@@ -85,6 +86,7 @@ class World:
         return self.device
 
     async def question_of(self, plan: Plan, root: Path | None) -> Question:
+        await until(lambda: plan.name not in self.unread, "its files to be readable")
         if self.broken:
             raise ZeroDivisionError("layers of no width")
         wants = Wants(share=float(str(plan.model.flag("gpu-memory-utilization") or 0.5)))
@@ -129,6 +131,13 @@ class World:
     def bids(self, owner: Owner) -> "asyncio.Task[object]":
         owner.stay = self.residents.stay(owner)
         return asyncio.create_task(self.begin(owner))
+
+    def inherits(self, owner: Owner, state: State) -> "asyncio.Task[None]":
+        """An engine that an earlier vllmd has left behind."""
+        owner.stay = self.residents.stay(owner)
+        self.turns(owner, state)
+        is_asleep = state is State.ASLEEP
+        return asyncio.create_task(owner.stay.inherit(owner.plan, Path(), is_asleep=is_asleep))
 
     async def begin(self, owner: Owner) -> object:
         assert owner.stay is not None
@@ -282,6 +291,44 @@ async def test_a_sleeper_waits_for_its_memory_like_any_start() -> None:
         b.stay.end()
         await waking
         assert a.stay.claim == pytest.approx(0.6 * there.total, abs=1)
+
+
+async def test_who_wakes_before_it_is_known_what_an_earlier_vllmd_left_behind_waits_for_that() -> None:
+    """Woken without room it would be ruined, and a bid of which nobody knows the size would be granted at once."""
+    async with world() as there:
+        a, b = (Owner(name, args={"gpu-memory-utilization": 0.6}, sleep_level=1) for name in "ab")
+        there.free = there.total - int(0.6 * there.total)
+        there.unread = {"a", "b"}
+        inherits = [there.inherits(a, State.ASLEEP), there.inherits(b, State.READY)]
+        there.waiting["a"] = 1
+        there.turns(a, State.STARTING)
+        assert a.stay is not None
+        assert b.stay is not None
+        waking = asyncio.create_task(a.stay.resume(lambda: None))
+        await asyncio.sleep(0)
+        there.unread.clear()
+        await asyncio.gather(*inherits)
+        await until(lambda: bool(b.told), "b to make room")
+        assert not waking.done()
+        there.free = there.total
+        b.stay.end()
+        assert await asyncio.wait_for(waking, 30)
+        assert a.stay.claim == pytest.approx(0.6 * there.total, abs=1)
+
+
+async def test_a_start_waits_until_it_is_known_what_an_earlier_vllmd_left_behind() -> None:
+    """Else there is too little for it, and nobody who could go."""
+    async with world() as there:
+        a, b = (Owner(name, args={"gpu-memory-utilization": 0.6}, fit="warn") for name in "ab")
+        there.free, there.waiting["b"] = there.total - int(0.6 * there.total), 1
+        there.unread = {"a"}
+        inherit, start = there.inherits(a, State.READY), there.bids(b)
+        await until(lambda: b.stay and b.stay.is_bidding, "b to want memory")
+        there.unread.clear()
+        await inherit
+        await until(lambda: bool(a.told), "a to make room")
+        assert not start.done()
+        start.cancel()
 
 
 async def test_an_engine_is_never_woken_where_there_is_too_little_for_it() -> None:

@@ -61,6 +61,8 @@ class Stay:
         """The bytes of each device that it has now, or is about to take."""
         self.is_here = False
         """Whether it has memory, or may take it now."""
+        self.is_inheriting = False
+        """Whether it has memory of which nobody knows yet how much."""
         self.is_over = False
         self.since = 0.0
         self.short_since: float | None = None
@@ -74,6 +76,8 @@ class Stay:
         self._question: Question | None = None
         self._device = ""
         self._holding: ExitStack | None = None
+        self._is_known = asyncio.Event()
+        """It was found out what it needs, and what it has."""
 
     # ── what a generation calls ──
 
@@ -85,15 +89,19 @@ class Stay:
             tell: called once a second meanwhile.
         """
         await self._find_out(plan, root)
+        self._is_known.set()
         if refusal := self._impossible():
             return refusal
         return await self._bid(tell)
 
     async def inherit(self, plan: Plan, root: Path | None, *, is_asleep: bool) -> None:
         """It is in memory already, started by an earlier vllmd."""
+        self.is_inheriting = True
         await self._find_out(plan, root or Path())
         self.is_here, self.claim = True, 0 if is_asleep else self.need.claim
         self._freed, self._is_pinned = (self.need.claim, True) if is_asleep else (None, False)
+        self.is_inheriting = False
+        self._is_known.set()
         self._moved(self)
 
     async def rest(self, fall_asleep: Callable[[], Awaitable[None]], within_s: float = FREED_WITHIN_S) -> None:
@@ -106,6 +114,7 @@ class Stay:
         Raises:
             SleepError: it does not, or nobody can tell.
         """
+        await self._is_known.wait()
         before = await self._free()
         await fall_asleep()
         freed = self._freed = await self._watch(before, within_s)
@@ -123,6 +132,7 @@ class Stay:
         Raises:
             SleepError: there will be no room.
         """
+        await self._is_known.wait()  # who wakes at once was adopted a moment ago
         await self.look()  # what it saw last may be hours old
         self.is_here = False
         self.let_in()
