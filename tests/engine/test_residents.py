@@ -73,7 +73,8 @@ class World:
         self.waiting: dict[str, int] = {}
         self.used: dict[str, float] = {}
         self.device = "GPU"
-        self.broken = False
+        self.broken = self.odd = False
+        self.unread: set[str] = set()
         self.feed = Feed()
         self.rules = Rules()
         self._left = asyncio.Event()
@@ -85,11 +86,13 @@ class World:
         return self.device
 
     async def question_of(self, plan: Plan, root: Path | None) -> Question:
+        await until(lambda: plan.name not in self.unread, "its files to be readable")
         if self.broken:
             raise ZeroDivisionError("layers of no width")
         wants = Wants(share=float(str(plan.model.flag("gpu-memory-utilization") or 0.5)))
         assert isinstance(SHAPE, Shape)
         weights = Weights(Part(self.weights * GIB // 2), Part(self.weights * GIB // 2))
+        wants = replace(wants, tensor=0) if self.odd else wants
         return Question(plan.name, weights, SHAPE, await self.room_of(plan, self.device, wants), wants)
 
     async def room_of(self, plan: Plan, device: str, wants: Wants) -> Room | Unknown:
@@ -129,6 +132,12 @@ class World:
     def bids(self, owner: Owner) -> "asyncio.Task[object]":
         owner.stay = self.residents.stay(owner)
         return asyncio.create_task(self.begin(owner))
+
+    def inherits(self, owner: Owner, state: State) -> None:
+        """An engine that an earlier vllmd has left behind."""
+        owner.stay = self.residents.stay(owner)
+        self.turns(owner, state)
+        owner.stay.inherit(owner.plan, Path(), is_asleep=state is State.ASLEEP)
 
     async def begin(self, owner: Owner) -> object:
         assert owner.stay is not None
@@ -337,6 +346,44 @@ async def test_a_sleeper_waits_for_its_memory_like_any_start() -> None:
         assert a.stay.claim == pytest.approx(0.6 * there.total, abs=1)
 
 
+async def test_who_wakes_before_it_is_known_what_an_earlier_vllmd_left_behind_waits_for_that() -> None:
+    """Woken without room it would be ruined, and a bid of which nobody knows the size would be granted at once."""
+    async with world() as there:
+        a, b = (Owner(name, args={"gpu-memory-utilization": 0.6}, sleep_level=1) for name in "ab")
+        there.free = there.total - int(0.6 * there.total)
+        there.unread = {"a", "b"}
+        there.inherits(a, State.ASLEEP)
+        there.inherits(b, State.READY)
+        there.waiting["a"] = 1
+        there.turns(a, State.STARTING)
+        assert a.stay is not None
+        assert b.stay is not None
+        waking = asyncio.create_task(a.stay.resume(lambda: None))
+        await asyncio.sleep(0)
+        there.unread.clear()
+        await until(lambda: bool(b.told), "b to make room")
+        assert not waking.done()
+        there.free = there.total
+        b.stay.end()
+        assert await asyncio.wait_for(waking, 30)
+        assert a.stay.claim == pytest.approx(0.6 * there.total, abs=1)
+
+
+async def test_a_start_waits_until_it_is_known_what_an_earlier_vllmd_left_behind() -> None:
+    """Else there is too little for it, and nobody who could go."""
+    async with world() as there:
+        a, b = (Owner(name, args={"gpu-memory-utilization": 0.6}, fit="warn") for name in "ab")
+        there.free, there.waiting["b"] = there.total - int(0.6 * there.total), 1
+        there.unread = {"a"}
+        there.inherits(a, State.READY)
+        start = there.bids(b)
+        await until(lambda: b.stay and b.stay.is_bidding, "b to want memory")
+        there.unread.clear()
+        await until(lambda: bool(a.told), "a to make room")
+        assert not start.done()
+        start.cancel()
+
+
 async def test_an_engine_is_never_woken_where_there_is_too_little_for_it() -> None:
     """It would run out of memory over it, and be ruined: better a fresh one, when there is room again."""
     async with world(patience_s=0.3) as there:
@@ -398,6 +445,16 @@ async def test_a_mistake_in_the_sum_keeps_no_engine_from_starting(caplog: pytest
         there.broken = True
         assert await there.bids(Owner("a")) is None
         assert "layers of no width" in caplog.text
+
+
+async def test_a_mistake_in_the_sum_ends_nobody_s_care_for_memory() -> None:
+    async with world() as there:
+        there.odd, odd = True, Owner("odd")
+        assert await there.bids(odd) is None
+        assert odd.stay is not None
+        odd.stay.end()
+        there.odd = False
+        await there.loaded("a", 0.3)
 
 
 async def test_more_models_than_may_be_are_refused_where_those_that_are_there_stay() -> None:

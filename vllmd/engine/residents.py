@@ -115,6 +115,9 @@ class Residents:
             group.create_task(self._follow())
             while True:
                 self._has_moved.clear()
+                if any(each.is_inheriting for each in self._stays.values()):
+                    await self._has_moved.wait()
+                    continue
                 bidding = [each for each in self._stays.values() if each.is_bidding]
                 await asyncio.gather(*(each.look() for each in bidding))
                 again_at = self._look(time.monotonic())

@@ -62,6 +62,8 @@ class Stay:
         """The bytes of each device that it has now, or is about to take."""
         self.is_here = False
         """Whether it has memory, or may take it now."""
+        self.is_inheriting = False
+        """Whether it has memory of which nobody knows yet how much."""
         self.is_over = False
         self.since = 0.0
         self.short_since: float | None = None
@@ -76,6 +78,8 @@ class Stay:
         self._device = ""
         self._holding: ExitStack | None = None
         self._learning: asyncio.Task[None] | None = None
+        self._is_known = asyncio.Event()
+        """It was found out what it needs, and what it has."""
 
     # ── what a generation calls ──
 
@@ -87,16 +91,15 @@ class Stay:
             tell: called once a second meanwhile.
         """
         await self._find_out(plan, root)
+        self._is_known.set()
         if refusal := self._impossible():
             return refusal
         return await self._bid(tell)
 
     def inherit(self, plan: Plan, root: Path | None, *, is_asleep: bool) -> None:
         """It is in memory already, started by an earlier vllmd; how much it has is found out while it serves on."""
-        self.is_here, self._is_pinned = True, is_asleep
-        self._freed = 0 if is_asleep else None
-        self._learning = start(self._learn(plan, root or Path()))
-        self._moved(self)
+        self.is_here, self._is_pinned, self._freed = True, is_asleep, 0 if is_asleep else None
+        self.is_inheriting, self._learning = True, start(self._learn(plan, root or Path()))
 
     async def _learn(self, plan: Plan, root: Path) -> None:
         await self._find_out(plan, root)
@@ -104,6 +107,8 @@ class Stay:
             self._freed = self.need.claim
         else:
             self.claim = self.need.claim
+        self.is_inheriting = False
+        self._is_known.set()
         self._moved(self)
 
     async def rest(self, fall_asleep: Callable[[], Awaitable[None]], within_s: float = FREED_WITHIN_S) -> None:
@@ -116,6 +121,7 @@ class Stay:
         Raises:
             SleepError: it does not, or nobody can tell.
         """
+        await self._is_known.wait()
         before = await self._free()
         await fall_asleep()
         freed = self._freed = await self._watch(before, within_s)
@@ -133,8 +139,7 @@ class Stay:
         Raises:
             SleepError: there will be no room.
         """
-        if self._learning:
-            await self._learning
+        await self._is_known.wait()  # who wakes at once was adopted a moment ago
         await self.look()  # what it saw last may be hours old
         self.is_here = False
         self.let_in()
@@ -148,7 +153,7 @@ class Stay:
 
     def end(self) -> None:
         """Nothing of the engine is alive."""
-        self.is_here, self.claim, self.is_over = False, 0, True
+        self.is_here, self.is_inheriting, self.claim, self.is_over = False, False, 0, True
         if self._learning:
             self._learning.cancel()
         self.let_in()
@@ -202,10 +207,15 @@ class Stay:
     def sleep_level(self) -> int:
         """At which it can be put to sleep now; 0: it has to be unloaded."""
         level = self.owner.plan.model.sleep_level if self.can_sleep else 0
-        if level != 1 or self._is_pinned or self._question is None:
+        if level != 1 or self._is_pinned:
             return level
-        fit, host = judge(self._question), self._facts.host()
-        if host is None or fit.weights_bytes is None or host.free >= PINNED * fit.weights_bytes * fit.devices:
+        fit, host = self.fit(self.room.free) if self.room else None, self._facts.host()
+        if (
+            host is None
+            or fit is None
+            or fit.weights_bytes is None
+            or host.free >= PINNED * fit.weights_bytes * fit.devices
+        ):
             return level
         log.warning(
             "%s: is unloaded and not put to sleep: its weights would take up to %s of main memory, and %s are free",
@@ -237,7 +247,13 @@ class Stay:
     def fit(self, free: int) -> Fit | None:
         """Whether it fits, if so much is free; None where that cannot be judged."""
         room = self.room
-        return judge(replace(self._question, room=replace(room, free=free))) if self._question and room else None
+        if self._question is None or room is None:
+            return None
+        try:
+            return judge(replace(self._question, room=replace(room, free=free)))
+        except Exception as error:
+            self._cannot_judge(error)
+            return None
 
     def shut_out(self, why: str) -> None:
         """Holds its new requests."""
@@ -273,10 +289,13 @@ class Stay:
         try:
             self._question = await self._facts.question_of(plan, root)
             self.need = need(self._question) if plan.model.fit != "off" else Need()
-        except Exception as error:  # whatever stands in a model's files
-            log.warning(
-                "%s: whether the model fits cannot be judged: %s", plan.name, error, extra=about(model=plan.name)
-            )
+        except Exception as error:
+            self._cannot_judge(error)
+
+    def _cannot_judge(self, error: Exception) -> None:
+        """Whatever stands in a model's files: what cannot be judged is started."""
+        name = self.owner.name
+        log.warning("%s: whether the model fits cannot be judged: %s", name, error, extra=about(model=name))
 
     def _impossible(self) -> Verdict | None:
         """Why it cannot start, whoever else gives memory back."""
