@@ -210,17 +210,13 @@ class Stay:
         if level != 1 or self._is_pinned:
             return level
         fit, host = self.fit(self.room.free) if self.room else None, self._facts.host()
-        if (
-            host is None
-            or fit is None
-            or fit.weights_bytes is None
-            or host.free >= PINNED * fit.weights_bytes * fit.devices
-        ):
+        pinned = int(PINNED * fit.weights_bytes * fit.devices) if fit and fit.weights_bytes else 0
+        if host is None or host.free >= pinned:
             return level
         log.warning(
             "%s: is unloaded and not put to sleep: its weights would take up to %s of main memory, and %s are free",
             self.owner.name,
-            gib(int(PINNED * fit.weights_bytes * fit.devices)),
+            gib(pinned),
             gib(host.free),
             extra=about(model=self.owner.name),
         )
