@@ -102,14 +102,16 @@ class Stay:
         self.is_inheriting, self._learning = True, start(self._learn(plan, root or Path()))
 
     async def _learn(self, plan: Plan, root: Path) -> None:
-        await self._find_out(plan, root)
-        if self.is_asleep:
-            self._freed = self.need.claim
-        else:
-            self.claim = self.need.claim
-        self.is_inheriting = False
-        self._is_known.set()
-        self._moved(self)
+        try:
+            await self._find_out(plan, root)
+            if self.is_asleep:
+                self._freed = self.need.claim
+            else:
+                self.claim = self.need.claim
+        finally:  # else all others would wait for ever
+            self.is_inheriting = False
+            self._is_known.set()
+            self._moved(self)
 
     async def rest(self, fall_asleep: Callable[[], Awaitable[None]], within_s: float = FREED_WITHIN_S) -> None:
         """Puts the engine to sleep, and sees to it that its memory becomes free.
