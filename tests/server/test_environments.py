@@ -48,8 +48,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def several(wheels: Path) -> Iterator[Daemon]:
-    """A daemon with the versions 1 to 5 installed, whose model runs in 1."""
-    with running(Daemon(environ=settings(wheels), supervision=PATIENCE)) as daemon:
+    """A daemon with the versions 1 to 5 installed, whose model runs in 1, and that has memory for one engine."""
+    with running(Daemon(environ=settings(wheels), supervision=PATIENCE, memory={"max_models": 1})) as daemon:
         for version in "12345":
             assert outcome(daemon, install(daemon, version))["state"] == "done"
         assert outcome(daemon, use(daemon, "1"))["state"] == "done"
@@ -86,6 +86,11 @@ def outcome(daemon: Daemon, job: Any) -> Any:
 
     until_sync(lambda: look()["state"] != "running", f"{job['kind']} {job['subject']} to end", 60)
     return look()
+
+
+def outcome_so_far(daemon: Daemon, job: Any) -> Any:
+    """A job as it is now."""
+    return daemon.fetch(f"/api/jobs/{job['id']}")[1]["job"]
 
 
 def installed(daemon: Daemon) -> dict[str, Any]:
@@ -147,6 +152,35 @@ async def test_one_that_brings_no_token_makes_way_for_the_old_one(versions: Daem
     assert runs_in(versions).startswith("vllm-1-")
     assert installed(versions)["1"]["current"]
     assert failed["lines"][-1] in versions.log
+
+
+async def test_where_there_is_memory_for_two_the_one_that_serves_notices_nothing(versions: Daemon) -> None:
+    versions.configure({}, {"supervision": PATIENCE, "memory": {"max_models": 0}})
+    assert versions.fetch("/api/reload", "POST")[0] == 200
+    try:
+        engine = versions.engine_pid
+        for version, why in (("3", "exited with status 1"), ("5", "showed no sign of progress")):
+            job = use(versions, version)
+            await until(lambda job=job: "beside" in outcome_so_far(versions, job)["phase"], "the trial to begin")  # type: ignore[misc]
+            assert (await versions.unix.ask("/api/prompt", {"prompt": "meanwhile", "stream": False})).status == 200
+            failed = await asyncio.to_thread(outcome, versions, job)
+            assert (failed["state"], failed["code"]) == ("failed", "trial_failed")
+            assert why in failed["reason"]
+            assert (versions.engine_pid, versions.model().state) == (engine, "ready")
+        assert [each.name for each in versions.status().models] == ["tiny"], "a trial is no model"
+        job = use(versions, "5")
+        await until(lambda: len(versions.everybody()) > 3, "its engine to start")
+        assert versions.fetch(f"/api/jobs/{job['id']}", "DELETE")[0] in (200, 202)
+        assert (await asyncio.to_thread(outcome, versions, job))["state"] == "cancelled"
+        assert versions.engine_pid == engine
+        done = await asyncio.to_thread(outcome, versions, use(versions, "2"))
+        assert done["state"] == "done"
+        assert any("a token came in vllm-2" in line and "beside the one that serves" in line for line in done["lines"])
+        assert runs_in(versions).startswith("vllm-2-")
+        assert not list(versions.folder.glob("r/*trial*")), "nothing is left of trials"
+    finally:
+        versions.configure({}, {"supervision": PATIENCE, "memory": {"max_models": 1}})
+        assert versions.fetch("/api/reload", "POST")[0] == 200
 
 
 async def test_a_trial_that_is_called_off_ends_where_it_began(versions: Daemon) -> None:

@@ -69,6 +69,8 @@ from vllmd.transitions import step
 
 log = logging.getLogger(__name__)
 
+_OVER = (State.READY, State.STOPPED, State.FAILED)
+
 PROGRESS_INTERVAL_S = 1.0
 """Signs of progress closer together than this, or than a tenth of the patience with a start, count once."""
 
@@ -233,6 +235,14 @@ class Supervisor:
             await self._feed.after(seen)
             seen = self._feed.last
         return self.engine.state
+
+    async def outcome(self) -> Verdict | None:
+        """Waits until the first engine is ready, has failed, or has ended as somebody wanted; returns why it failed."""
+        seen = self._feed.last
+        while not self.engine.verdict and (not self.engine.generation or self.engine.state not in _OVER):
+            await self._feed.after(seen)
+            seen = self._feed.last
+        return self.engine.verdict
 
     async def wait_beyond(self, generation: int, *states: State) -> State:
         """Waits until a later engine than `generation` is in one of `states`, or none is wanted; returns the state."""

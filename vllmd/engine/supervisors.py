@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import Context
+from dataclasses import replace
 
 from vllmd.engine.plan import Plan
 from vllmd.engine.supervisor import Supervisor
+from vllmd.lifecycle import Load
 
 
 class Supervisors(Mapping[str, Supervisor]):
@@ -15,10 +17,14 @@ class Supervisors(Mapping[str, Supervisor]):
     Args:
         make: makes one.
         plans: of the models that there are at first.
+        make_trial: makes one that tries its engine once, keeps it for no other vllmd, and publishes nothing.
     """
 
-    def __init__(self, make: Callable[[Plan], Supervisor], plans: Iterable[Plan]) -> None:
+    def __init__(
+        self, make: Callable[[Plan], Supervisor], plans: Iterable[Plan], make_trial: Callable[[Plan], Supervisor]
+    ) -> None:
         self._make = make
+        self._make_trial = make_trial
         self._all = {plan.name: make(plan) for plan in plans}
         self._leaving: set[Supervisor] = set()
         self._tasks: dict[Supervisor, asyncio.Task[None]] = {}
@@ -72,6 +78,23 @@ class Supervisors(Mapping[str, Supervisor]):
         self._leaving.discard(supervisor)
         if supervisor.name in self._all:
             self._begin(supervisor.name)
+
+    @asynccontextmanager
+    async def beside(self, plan: Plan) -> AsyncIterator[Supervisor]:
+        """A second engine of a model for the block: nobody is sent to it, and for nobody it has others make room.
+
+        It has a name of its own, and with it directories of its own.
+        """
+        assert self._group is not None, "models are tried while all of them run"
+        model = replace(plan.model, load="demand", default=False, idle_unload_s=0.0, sleep_level=0)
+        trial = self._make_trial(replace(plan, name=f"{plan.name} (trial)", model=model))
+        task = self._group.create_task(trial.run(), context=Context())
+        trial.post(Load())
+        try:
+            yield trial
+        finally:
+            await trial.close()
+            task.cancel()
 
     def _begin(self, name: str) -> None:
         # Two engines of one name would live in the same directories, where the second one clears away the first: until

@@ -1,13 +1,14 @@
 """What a daemon consists of, and how that is put together: whoever needs a part takes it from here, and only that."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllmd.engine import command
 from vllmd.engine.environments import Environments
 from vllmd.engine.feed import Feed
 from vllmd.engine.jobs import Jobs
+from vllmd.engine.kept import NOWHERE
 from vllmd.engine.library import Library
 from vllmd.engine.plan import Plan
 from vllmd.engine.residency import Rules
@@ -119,4 +120,8 @@ def _supervisors(
     def make(plan: Plan) -> Supervisor:
         return Supervisor(plan, current.config.supervision, feed, extend, notifier, library.provide, residents)
 
-    return Supervisors(make, settling.plans(current.config))
+    def make_trial(plan: Plan) -> Supervisor:
+        policy = replace(current.config.supervision, restart_limit=0)
+        return Supervisor(plan, policy, Feed(), extend, NOWHERE, library.provide, residents)
+
+    return Supervisors(make, settling.plans(current.config), make_trial)

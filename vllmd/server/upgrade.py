@@ -1,17 +1,18 @@
 """Models moved to another environment, and back by themselves if it serves them worse.
 
-One after the other each model's new requests are held, running ones get `relay.drain_s` to end, and an engine starts in
-the new environment. Only when tokens have come out of all of them is the choice kept. The first that fails, and a job
-that is called off, puts every one of them back where it was, its requests still held. Until the choice is kept nothing
-is written: a vllmd that dies over it is followed by one that knows only the old environment.
-
-The engines are not tried side by side: two of one model would need its memory twice, and live in the same directories.
+One after the other, each model is tried in the new environment beside the engine that serves, where there is memory
+for both. When a token has come out of it, or where there is no memory, its new requests are held, running ones get
+`relay.drain_s` to end, and an engine takes the place of the old one. Only when tokens have come out of all of them is
+the choice kept. The first that fails, and a job that is called off, puts every one of them back where it was, its
+requests still held. Until the choice is kept nothing is written: a vllmd that dies over it is followed by one that knows
+only the old environment.
 """
 
 import asyncio
 import logging
 from contextlib import suppress
 
+from vllmd.engine.causes import Cause
 from vllmd.engine.choices import Choice, Chosen, said
 from vllmd.engine.environments import Environments, Installed
 from vllmd.engine.flags import require_known
@@ -21,13 +22,14 @@ from vllmd.engine.settling import Settling
 from vllmd.engine.supervisor import Supervisor
 from vllmd.engine.supervisors import Supervisors
 from vllmd.errors import InUse, TrialFailed
-from vllmd.lifecycle import State
+from vllmd.lifecycle import State, Verdict
 from vllmd.sections import Current
 from vllmd.server.calls import Calls
 
 log = logging.getLogger(__name__)
 
 _AWAY = (State.STOPPED, State.DOZING, State.ASLEEP)
+_NO_MEMORY = (Cause.DOES_NOT_FIT, Cause.MEMORY_NOT_FREE)
 _OUTCOMES = (State.READY, State.BACKOFF, State.FAILED)
 
 
@@ -118,6 +120,7 @@ class Upgrade:
     async def _try(self, job: Job[None], installed: Installed, choice: Choice, name: str) -> None:
         """One model's trial; in the end it runs in the new environment, or is being started in the old one."""
         supervisor = self._supervisors[name]
+        await self._try_beside(job, supervisor, installed.id, choice)
         self._settling.choices.begin_trial(name, choice)
         with supervisor.holding():
             try:
@@ -134,6 +137,32 @@ class Upgrade:
         job.report(f"{name}: starting in the environment from before")
         job.line(f"{name}: is {await supervisor.wait_beyond(before, *_OUTCOMES)} in the environment from before")
         raise failure
+
+    async def _try_beside(self, job: Job[None], supervisor: Supervisor, id: str, choice: Choice) -> None:
+        """Returns when a token has come out of a second engine, or when there is no memory for one, or nobody to spare.
+
+        Raises:
+            TrialFailed: it brought none; the one that serves has noticed nothing.
+        """
+        name, plan = supervisor.name, self._plan_by(choice, supervisor.name)
+        if plan is None or supervisor.client is None:
+            return
+        job.report(f"{name}: starting in {id}, beside the one that serves")
+        async with self._supervisors.beside(plan) as trial:
+            verdict = await trial.outcome()
+            is_ready = trial.engine.state is State.READY
+        if verdict and not is_ready and verdict.cause not in _NO_MEMORY:
+            raise _failed(name, id, verdict)
+        done = "a token came" if is_ready else "there is no memory for a second engine"
+        job.line(f"{name}: {done} in {id}, beside the one that serves")
+
+    def _plan_by(self, choice: Choice, name: str) -> Plan | None:
+        """What a model would run by a choice."""
+        self._settling.choices.begin_trial(name, choice)
+        try:
+            return self._plan(name)
+        finally:
+            self._settling.choices.end_trial(name)
 
     async def _back(self, supervisor: Supervisor) -> int:
         """Starts what runs by the choices that are kept; returns the number of the engine that ended for it."""
@@ -154,7 +183,8 @@ class Upgrade:
         before = supervisor.engine.generation
         await self._renew_now(supervisor)
         if await supervisor.wait_beyond(before, *_OUTCOMES) is not State.READY:
-            raise _failed(supervisor, id)
+            is_away = supervisor.engine.state is State.STOPPED
+            raise _failed(name, id, None if is_away else supervisor.engine.verdict)
         job.line(f"{name}: a token came in {id}")
 
     async def _put_back(self, job: Job[None], name: str) -> None:
@@ -189,9 +219,8 @@ class Upgrade:
             await asyncio.wait_for(self._calls.wait_unused(name), self._current.config.relay.drain_s)
 
 
-def _failed(supervisor: Supervisor, id: str) -> TrialFailed:
-    verdict = supervisor.engine.verdict
-    if supervisor.engine.state is State.STOPPED or verdict is None:
-        return TrialFailed(f"{supervisor.name} was unloaded while it was tried in {id}", "nothing was changed")
+def _failed(name: str, id: str, verdict: Verdict | None) -> TrialFailed:
+    if verdict is None:
+        return TrialFailed(f"{name} was unloaded while it was tried in {id}", "nothing was changed")
     hint = f"nothing was changed; {verdict.hint}" if verdict.hint else "nothing was changed"
-    return TrialFailed(f"{supervisor.name} brought no token in {id}: {verdict.message}", hint)
+    return TrialFailed(f"{name} brought no token in {id}: {verdict.message}", hint)
