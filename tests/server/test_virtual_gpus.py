@@ -58,8 +58,9 @@ def test_a_model_waits_for_memory_that_another_engine_holds(
     daemon: Daemon, gpus: Path, other: "subprocess.Popen[bytes]"
 ) -> None:
     daemon.start(ready=False)
-    waits = "the weights take 60.00 GiB; of the GPU's memory are free now: 30.00 GiB of 80.00 GiB"
-    until_sync(lambda: f"memory is waited for: {waits}" in daemon.log, "vllmd to wait for memory")
+    reason = "the weights take 60.00 GiB; of the GPU's memory are free now: 30.00 GiB of 80.00 GiB"
+    waits = f"memory is waited for: the model does not fit: {reason}"
+    until_sync(lambda: waits in daemon.log, "vllmd to wait for memory")
     assert daemon.order("unload", wait=True)[0] == 200
     fit = fit_of(daemon)
     assert (fit["verdict"], fit["device"], fit["permanent"]) == (Answer.NO, "GPU", False)

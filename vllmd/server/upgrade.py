@@ -4,8 +4,8 @@ One after the other, each model is tried in the new environment beside the engin
 for both. When a token has come out of it, or where there is no memory, its new requests are held, running ones get
 `relay.drain_s` to end, and an engine takes the place of the old one. Only when tokens have come out of all of them is
 the choice kept. The first that fails, and a job that is called off, puts every one of them back where it was, its
-requests still held. Until the choice is kept nothing is written: a vllmd that dies over it is followed by one that knows
-only the old environment.
+requests still held. Until then nothing is written: a vllmd that dies over it is followed by one that knows only the old
+environment.
 """
 
 import asyncio
