@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import virtual_models
 from waiting import until
 
 from vllmd.engine.causes import Cause
@@ -25,16 +26,7 @@ from vllmd.lifecycle import Engine, Event, Evict, State
 from vllmd.sections import EnvironmentSettings, Model, Paths
 from vllmd.statuses import ModelStatus
 
-SHAPE = read_shape(
-    {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "max_position_embeddings": 2048,
-    }
-)
+SHAPE = read_shape(virtual_models.CONFIG)
 
 
 class Owner:
@@ -129,6 +121,12 @@ class World:
         self.turns(owner, State.READY)
         return owner
 
+    async def contested(self, running: int = 0) -> "tuple[Owner, Owner, asyncio.Task[object]]":
+        """`a` has more than half of the memory, and requests that run; `b` wants as much, and somebody waits for it."""
+        a, b = await self.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
+        self.running["a"], self.waiting["b"] = running, 1
+        return a, b, self.bids(b)
+
     def bids(self, owner: Owner) -> "asyncio.Task[object]":
         owner.stay = self.residents.stay(owner)
         return asyncio.create_task(self.begin(owner))
@@ -162,9 +160,7 @@ async def world(patience_s: float = 20) -> AsyncIterator[World]:
 
 async def test_whoever_waits_for_a_model_has_the_idle_one_make_room_for_it() -> None:
     async with world() as there:
-        a, b = await there.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
-        there.waiting["b"] = 1
-        start = there.bids(b)
+        a, b, start = await there.contested()
         await until(lambda: bool(a.told), "a to be told to go")
         assert a.told == [Evict(0)]
         assert a.holds == 1, "and no new request gets to it meanwhile"
@@ -182,9 +178,7 @@ async def test_whoever_waits_for_a_model_has_the_idle_one_make_room_for_it() -> 
 async def test_requests_that_run_are_waited_for_and_new_ones_held() -> None:
     async with world() as there:
         there.rules = Rules(turn_s=0)
-        a, b = await there.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
-        there.running["a"] = there.waiting["b"] = 1
-        start = there.bids(b)
+        a, _, start = await there.contested(running=1)
         await until(lambda: a.holds == 1, "a to take no more requests")
         assert a.told == []
         there.running["a"] = 0
@@ -196,9 +190,7 @@ async def test_requests_that_run_are_waited_for_and_new_ones_held() -> None:
 async def test_who_need_not_go_any_more_serves_on() -> None:
     async with world() as there:
         there.rules = Rules(turn_s=0)
-        a, b = await there.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
-        there.running["a"] = there.waiting["b"] = 1
-        start = there.bids(b)
+        a, b, start = await there.contested(running=1)
         await until(lambda: a.holds == 1, "a to take no more requests")
         there.waiting["b"] = 0  # its client has left
         there.changed()
@@ -211,9 +203,7 @@ async def test_who_need_not_go_any_more_serves_on() -> None:
 async def test_a_hold_lasts_until_the_engine_has_heard_that_it_goes() -> None:
     """Else a request could come to it in the moment between, and be cut off."""
     async with world() as there:
-        a, b = await there.loaded("a", 0.6), Owner("b", args={"gpu-memory-utilization": 0.6})
-        there.waiting["b"] = 1
-        start = there.bids(b)
+        a, _, start = await there.contested()
         await until(lambda: bool(a.told), "a to be told to go")
         there.waiting["b"] = 0
         start.cancel()
