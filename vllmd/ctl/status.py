@@ -38,7 +38,8 @@ def status(invocation: Invocation, as_json: bool) -> ExitStatus:
         raise Failure(error.message, error.hint, ExitStatus.DENIED) from error
     lines = [json.dumps(table)] if as_json else render(found, time.time())
     invocation.terminal.line("\n".join(lines))
-    return ExitStatus.OK if any(each.default and each.is_available for each in found.models) else ExitStatus.NOT_RUNNING
+    is_available = found.state == "ready" or any(each.default and each.is_available for each in found.models)
+    return ExitStatus.OK if is_available else ExitStatus.NOT_RUNNING
 
 
 def render(found: Status, now: float) -> list[str]:
