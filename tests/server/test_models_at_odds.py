@@ -77,6 +77,7 @@ async def test_the_default_model_comes_before_others_and_an_order_is_heard_while
     daemon.control(ready_after_s=4)
     with running(daemon, ready=False):
         await until(lambda: daemon.states == {"a": "starting", "b": "starting"}, "both to be on their way")
+        await until(lambda: daemon.model("a").pid, "a to have its memory: an order would come before it as well")
         assert daemon.order("load", "b")[0] == 202
         await until(lambda: daemon.states["b"] == "ready", "b, which was ordered")
         a, b = (daemon.log.index(f"{name}: starting → ") for name in "ab")
