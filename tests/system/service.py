@@ -60,7 +60,8 @@ class Service:
         tests, there = Path(fake_vllm.__file__).parent, machine.path(FAKE)
         (there / "env/bin").mkdir(parents=True)
         shutil.copytree(tests / "fake_engine", there / "fake_engine", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(tests / "fake_vllm.py", there)
+        for part in ("fake_vllm.py", "virtual_gpus.py"):
+            shutil.copy(tests / part, there)
         (there / "env/bin/python").symlink_to("/usr/bin/python3")
         (there / "env/bin/vllm").symlink_to(f"{FAKE}/fake_vllm.py")
         self.is_changed = False
