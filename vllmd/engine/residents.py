@@ -38,6 +38,10 @@ FREE_WITHIN_S = 20.0
 LONG_S = 3600.0
 """As good as for ever, for a timer."""
 
+_CONTESTED = "another model gets its memory when the running requests have ended"
+_IDLE = "it gives its memory back, as nobody has asked for it for long"
+"""What those are told whose requests are held for a moment."""
+
 _NO_ROOM_TO_WAKE = Verdict(Cause.DOES_NOT_FIT, "others have taken the memory that it gave back", retry_after_s=0.0)
 
 _NOBODY_GOES = {
@@ -204,7 +208,7 @@ class Residents:
     def _see_to(self, stay: Stay, decision: Decision) -> None:
         """Holds the requests of an engine that has to go, and tells it to."""
         if stay.name in decision.closed:
-            stay.shut_out("another model gets its memory when the running requests have ended")
+            stay.shut_out(_IDLE if decision.leave.get(stay.name) == "" else _CONTESTED)
             if stay.name in decision.leave and not stay.is_told_to_go:
                 self._turn_out(stay, decision.leave[stay.name])
         elif not stay.is_told_to_go:

@@ -230,30 +230,28 @@ class Supervisor:
 
     async def wait_for(self, *states: State) -> State:
         """Waits until the engine is in one of `states`; returns which."""
-        seen = self._feed.last
-        while self.engine.state not in states:
-            await self._feed.after(seen)
-            seen = self._feed.last
+        await self._until(lambda: self.engine.state in states)
         return self.engine.state
 
     async def outcome(self) -> Verdict | None:
         """Waits until the first engine is ready, has failed, or has ended as somebody wanted; returns why it failed."""
-        seen = self._feed.last
-        while not self.engine.verdict and (not self.engine.generation or self.engine.state not in _OVER):
-            await self._feed.after(seen)
-            seen = self._feed.last
+        await self._until(lambda: bool(self.engine.verdict or (self.engine.generation and self.engine.state in _OVER)))
         return self.engine.verdict
 
     async def wait_beyond(self, generation: int, *states: State) -> State:
         """Waits until a later engine than `generation` is in one of `states`, or none is wanted; returns the state."""
-        seen = self._feed.last
-        while not (self.engine.state is State.STOPPED or self._is_beyond(generation, states)):
-            await self._feed.after(seen)
-            seen = self._feed.last
+        await self._until(lambda: self.engine.state is State.STOPPED or self._is_beyond(generation, states))
         return self.engine.state
 
     def _is_beyond(self, generation: int, states: Sequence[State]) -> bool:
         return self.engine.generation > generation and self.engine.state in states
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        """Looks whenever something was published."""
+        seen = self._feed.last
+        while not is_so():
+            await self._feed.after(seen)
+            seen = self._feed.last
 
     @contextmanager
     def holding(self, why: str = "a new engine starts when the running requests have ended") -> Iterator[None]:
