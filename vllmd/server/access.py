@@ -60,13 +60,13 @@ class Known(Protocol):
     peer: Identity
 
 
-def peer_of(request: web.Request) -> Identity:
+def peer_of(request: web.BaseRequest) -> Identity:
     """Who is at the other end of the connection."""
     client: Known = request.protocol  # type: ignore[assignment] # `entrance` makes no others
     return client.peer
 
 
-def identify(request: web.Request) -> Identity:
+def identify(request: web.BaseRequest) -> Identity:
     """Who sent `request`, as `admission` has found out; before that, who is at the other end (`middleware`)."""
     return request[IDENTITY]
 

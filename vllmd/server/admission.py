@@ -24,7 +24,7 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: fr
         open_to_all: the routes that anybody may ask for.
     """
 
-    def admit(request: web.Request) -> None:
+    def admit(request: web.BaseRequest) -> None:
         who = identify(request)
         if keyring is not None and who.uid is None:
             try:
@@ -39,13 +39,13 @@ def only_with_a_key(keyring: Keyring | None, accounts: Accounts, open_to_all: fr
     return admit
 
 
-def _is_one_of(wanted: frozenset[str], request: web.Request) -> bool:
-    """By the route that serves it, however the path is spelled."""
-    resource = request.match_info.route.resource
+def _is_one_of(wanted: frozenset[str], request: web.BaseRequest) -> bool:
+    """By the route that serves it, however the path is spelled; what takes the shortcut is none."""
+    resource = request.match_info.route.resource if isinstance(request, web.Request) else None
     return resource is not None and resource.canonical in wanted
 
 
-def _with_key(request: web.Request, keyring: Keyring) -> Identity:
+def _with_key(request: web.BaseRequest, keyring: Keyring) -> Identity:
     text = presented(request)
     if not text:
         raise Unauthenticated("this service asks for a key", _HINT)
@@ -54,7 +54,7 @@ def _with_key(request: web.Request, keyring: Keyring) -> Identity:
     return of_key(key)
 
 
-def presented(request: web.Request) -> str:
+def presented(request: web.BaseRequest) -> str:
     """The key that a request shows: as OpenAI's clients do it (RFC 6750, 2.1), or Anthropic's; empty for none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":

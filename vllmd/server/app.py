@@ -8,13 +8,11 @@ from vllmd import routes
 from vllmd.engine.incidents import archive_in
 from vllmd.sections import Current
 from vllmd.server import middleware
-from vllmd.server.accounts import Accounts
 from vllmd.server.admission import OPEN, only_with_a_key
 from vllmd.server.assets import FOLDER, Assets, read
 from vllmd.server.control import Control
 from vllmd.server.fits import Fits
 from vllmd.server.incidents import Incidents
-from vllmd.server.keyring import Keyring
 from vllmd.server.logs import Logs
 from vllmd.server.metrics import Metrics
 from vllmd.server.openai import INFERENCE, OpenAI
@@ -24,6 +22,7 @@ from vllmd.server.prompt import Prompt
 from vllmd.server.reload import Reload
 from vllmd.server.requests import Requests
 from vllmd.server.service import Service
+from vllmd.server.shortcut import SHORTCUTS, Serve
 from vllmd.server.stored import Stored
 from vllmd.server.unambiguous import unambiguous
 from vllmd.server.upgrade import Upgrade
@@ -43,12 +42,13 @@ def build(service: Service, reload: Reload, addresses: tuple[str, ...]) -> web.A
     control = Control(current, supervisors, service.feed, service.jobs, calls, service.accounts, addresses)
     logs = Logs(current, supervisors)
 
-    app = _guarded(current, service.keyring, service.accounts)
-    app.on_response_prepare.append(middleware.finished(middleware.sign, shield, middleware.part_if(calls)))
+    app, asking = _guarded(service), _asking(service)
+    app[SHORTCUTS] = asking
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
-            *_answering(service),
+            *(web.post(path, handler) for path, handler in asking.items()),
+            *_listing(service),
             *_page(current),
             *_watching(service, control, logs),
             *_maintaining(service, reload),
@@ -58,16 +58,24 @@ def build(service: Service, reload: Reload, addresses: tuple[str, ...]) -> web.A
     return app
 
 
-def _answering(service: Service) -> list[web.RouteDef]:
-    openai = OpenAI(service.relay, service.supervisors, service.current, service.accounts)
+def _asking(service: Service) -> dict[str, Serve]:
+    """Whatever asks a model for something, by its path: all of them are POST."""
     prompt = Prompt(service.relay, service.current, service.accounts)
-    return [
-        *(web.post(path, openai.infer(path)) for path in INFERENCE),
-        web.get(routes.MODELS, openai.models),
-        web.get(routes.MODELS + "/{name:.+}", openai.model),
-        web.post(routes.PROMPT, prompt.prompt),
-        web.post(routes.WORKFLOW_RUNS, prompt.workflow_run),
-    ]
+    openai = _openai(service)
+    return {
+        **{path: openai.infer(path) for path in INFERENCE},
+        routes.PROMPT: prompt.prompt,
+        routes.WORKFLOW_RUNS: prompt.workflow_run,
+    }
+
+
+def _listing(service: Service) -> list[web.RouteDef]:
+    openai = _openai(service)
+    return [web.get(routes.MODELS, openai.models), web.get(routes.MODELS + "/{name:.+}", openai.model)]
+
+
+def _openai(service: Service) -> OpenAI:
+    return OpenAI(service.relay, service.supervisors, service.current, service.accounts)
 
 
 def _page(current: Current) -> list[web.RouteDef]:
@@ -131,12 +139,14 @@ def _models(service: Service, control: Control) -> list[web.RouteDef]:
     ]
 
 
-def _guarded(current: Current, keyring: Keyring | None, accounts: Accounts) -> web.Application:
-    """An application without routes, and what a request has to pass before those."""
-    body_bytes = current.config.limits.body_bytes
+def _guarded(service: Service) -> web.Application:
+    """An application without routes: what a request has to pass before those, and what its answer bears."""
+    current = service.current
     open_to_all = OPEN | ({routes.METRICS} if current.config.metrics.access == "open" else set())
-    checks = [unambiguous, only_known_hosts(current), only_with_a_key(keyring, accounts, open_to_all)]
-    app = web.Application(middlewares=[middleware.guarded(checks)], client_max_size=body_bytes)
-    app[middleware.CHECKS] = checks
-    app[middleware.BODY_BYTES] = body_bytes
+    checks = [unambiguous, only_known_hosts(current), only_with_a_key(service.keyring, service.accounts, open_to_all)]
+    guard = middleware.guarded(checks)
+    finish = middleware.all_of(middleware.sign, shield, middleware.part_if(service.calls))
+    app = web.Application(middlewares=[guard])
+    app.on_response_prepare.append(middleware.signal(finish))
+    app[middleware.CHECKS], app[middleware.GUARD], app[middleware.FINISH] = checks, guard, finish
     return app

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from vllmd import trace
 from vllmd.about import CURRENT
-from vllmd.errors import ModelNotFound, RequestError, TooSlow, VllmdError
+from vllmd.errors import BodyTooLarge, ModelNotFound, RequestError, TooSlow, VllmdError
 from vllmd.limits import Limits
 from vllmd.routes import WAIT_HEADER
 from vllmd.server.access import Identity
@@ -28,12 +28,12 @@ BYTES_PER_S = 64 * 1024
 """So fast a body has to come at least, after the time that any may take."""
 
 
-async def read_body(request: web.Request, limits: Limits) -> bytes:
+async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     """The whole body, decompressed.
 
     Raises:
         TooSlow: it does not come in time. The rest of it is not waited for.
-        web.HTTPRequestEntityTooLarge: it is over `limits.body_bytes`.
+        BodyTooLarge: it is over `limits.body_bytes`.
         RequestError: it breaks off, or is not compressed as it says.
     """
     try:
@@ -44,7 +44,7 @@ async def read_body(request: web.Request, limits: Limits) -> bytes:
         raise RequestError("the body is not as its head says", "see Content-Encoding and Transfer-Encoding") from None
 
 
-async def _rest(request: web.Request, limits: Limits) -> bytes:
+async def _rest(request: web.BaseRequest, limits: Limits) -> bytes:
     began_at, body = asyncio.get_running_loop().time(), bytearray()
     try:
         async with asyncio.timeout_at(began_at + limits.body_s) as deadline:
@@ -59,7 +59,7 @@ async def _rest(request: web.Request, limits: Limits) -> bytes:
 
 def _bounded(body: T, most: int) -> T:
     if len(body) > most:
-        raise web.HTTPRequestEntityTooLarge(most, len(body))
+        raise BodyTooLarge(f"the body is over {most} bytes", "send less, or raise limits.body_bytes")
     return body
 
 
@@ -107,7 +107,7 @@ def choose_model(wanted: object, known: Collection[str], default: str) -> str:
 
 
 def make_call(
-    request: web.Request,
+    request: web.BaseRequest,
     *,
     who: Identity,
     model: str,
@@ -137,13 +137,13 @@ def make_call(
     )
 
 
-def _engine_headers(request: web.Request, request_id: str) -> dict[str, str]:
+def _engine_headers(request: web.BaseRequest, request_id: str) -> dict[str, str]:
     headers = request.headers
     passed: dict[str, str] = {name: headers[name] for name in _PASSED if name in headers}
     return {**passed, "Content-Type": "application/json", "X-Request-Id": request_id}
 
 
-def _trace_headers(request: web.Request, begins_traces: bool) -> dict[str, str]:
+def _trace_headers(request: web.BaseRequest, begins_traces: bool) -> dict[str, str]:
     """Those that tell the engine which trace the request is part of; what is logged for it says so from here on."""
     headers = request.headers
     found = trace.read(headers.getall(trace.PARENT, ()), headers.getall(trace.STATE, ()))

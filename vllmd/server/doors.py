@@ -56,7 +56,7 @@ _OF_BROWSERS = "access-control-"
 """Which pages may read an answer is vllmd's to say, not the engine's."""
 
 
-def require_client(request: web.Request) -> asyncio.Transport:
+def require_client(request: web.BaseRequest) -> asyncio.Transport:
     """The client's transport. Raises ConnectionResetError if the client has left: nothing can be begun for nobody."""
     if request.transport is None:
         raise ConnectionResetError("the client has left")
@@ -88,7 +88,7 @@ class Door(ABC):
     shows_thoughts = True
     """Whether the client gets to see what the model thinks."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.BaseRequest) -> None:
         self.request = request
         self.response: web.StreamResponse | None = None
         self.writes = 0

@@ -1,4 +1,4 @@
-"""Clients come in: the application on its sockets, for as many as `clients` finds room for; and the end of that, in
+"""Clients come in: the application on its sockets, for as many as `census` finds room for; and the end of that, in
 which nobody who has come in is overlooked.
 
 A socket of systemd's lives on when we stop to listen: who comes then waits in it for the next vllmd. Who was let in
@@ -15,8 +15,12 @@ from contextlib import asynccontextmanager, suppress
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from vllmd.server.clients import Census, Client
-from vllmd.server.middleware import CHECKS
+from vllmd.errors import Unavailable
+from vllmd.server.access import Identity
+from vllmd.server.census import Census
+from vllmd.server.clients import Client
+from vllmd.server.middleware import CHECKS, FINISH, GUARD
+from vllmd.server.shortcut import SHORTCUTS, Shortcut
 from vllmd.server.sockets import BACKLOG
 
 AT_ONCE = 16
@@ -38,13 +42,18 @@ async def serving(app: web.Application, sockets: Sequence[socket.socket], census
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     assert runner.server is not None, "it was set up"
-    doors = Doors(_Entrance(runner.server, census, newcomers), newcomers, sockets)
+    entrance = _Entrance(app, runner.server, census, newcomers)
+    doors = Doors(entrance, newcomers, sockets)
     try:
         await doors.open()
         yield doors
     finally:
         doors.close()
+        await entrance.shutdown()
         await runner.cleanup()
+
+
+Connection = Shortcut | web.RequestHandler
 
 
 class Newcomers:
@@ -54,57 +63,101 @@ class Newcomers:
         self._waiting: set[asyncio.BaseProtocol] = set()
         self._fewer = asyncio.Event()
 
-    def add(self, client: web.RequestHandler) -> None:
-        """Somebody is being let in."""
-        self._waiting.add(client)
+    def add(self, connection: Connection) -> None:
+        """Somebody has been let in."""
+        self._waiting.add(connection)
 
-    def forget_lost(self, connected: Sequence[web.RequestHandler]) -> None:
-        """Those who have left without a word; called now and then, with all who have not."""
-        if len(self._waiting) > 2 * len(connected) + AT_ONCE:
-            self._waiting &= set(connected)
+    def replace(self, connection: Connection, other: Connection) -> None:
+        """The same client, dealt with by another."""
+        if connection in self._waiting:
+            self._waiting.add(other)
+            self._waiting.discard(connection)
 
-    def asked(self, request: web.Request) -> None:
-        """The check by which a first request is noticed."""
+    def discard(self, connection: asyncio.BaseProtocol) -> None:
+        """It has asked something, or is gone."""
         if self._waiting:
-            self._waiting.discard(request.protocol)
+            self._waiting.discard(connection)
             self._fewer.set()
 
-    async def have_asked(self, connected: Sequence[web.RequestHandler]) -> None:
+    def asked(self, request: web.BaseRequest) -> None:
+        """The check by which a first request is noticed."""
+        self.discard(request.protocol)
+
+    async def have_asked(self) -> None:
         """Returns when all who are connected have asked something, or have had `NEWCOMER_S` for it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(NEWCOMER_S):
-                while self._waiting & set(connected):
+                while self._waiting:
                     self._fewer.clear()
                     await self._fewer.wait()
 
 
 class _Entrance:
-    """Makes the protocols of clients.
+    """Makes the protocols of clients, and knows those who are there.
 
     Args:
-        server: aiohttp's, which serves them.
-        census: counts and bounds them.
+        app: what is served, and the ways past aiohttp.
+        server: aiohttp's, which serves the rest.
+        census: counts and bounds the connections.
         newcomers: are told of each.
     """
 
-    def __init__(self, server: web.Server, census: Census, newcomers: Newcomers) -> None:
+    def __init__(self, app: web.Application, server: web.Server, census: Census, newcomers: Newcomers) -> None:
+        self.handlers, self.guard, self.finish = app[SHORTCUTS], app[GUARD], app[FINISH]
         self._server = server
         self._census = census
         self._newcomers = newcomers
+        self._on_shortcut: set[Connection] = set()
         self._logger = _logger()
 
-    @property
-    def connected(self) -> list[web.RequestHandler]:
-        """All who are there."""
-        return self._server.connections
+    def __call__(self) -> Shortcut:
+        return Shortcut(self, asyncio.get_running_loop())
 
-    def __call__(self) -> Client:
-        loop, idle_s = asyncio.get_running_loop(), self._census.limits.head_s
+    @property
+    def connected(self) -> list[Connection]:
+        """All who are there."""
+        return [*self._on_shortcut, *self._server.connections]
+
+    @property
+    def idle_s(self) -> float:
+        """How long a connection may be idle."""
+        return self._census.limits.head_s
+
+    async def shutdown(self) -> None:
+        """Hangs up on who has taken the shortcut; aiohttp sees to its own."""
+        await asyncio.gather(*(each.shutdown(SHUTDOWN_S) for each in self._on_shortcut))
+
+    # ── what connections call ──
+
+    def refusal(self, who: Identity) -> Unavailable | None:
+        """Why there is no room for one more connection of `who`."""
+        return self._census.refusal(who)
+
+    def entered(self, connection: Shortcut) -> None:
+        """Somebody has come in."""
+        self._census.entered(connection.peer)
+        self._on_shortcut.add(connection)
+        self._newcomers.add(connection)
+
+    def left(self, connection: Shortcut | Client) -> None:
+        """And has left."""
+        self._census.left(connection.peer)
+        self._on_shortcut.discard(connection)
+        self._newcomers.discard(connection)
+
+    def taken_over(self, connection: Shortcut) -> Client:
+        """Somebody has said something that is not ordinary: aiohttp deals with them."""
+        self._on_shortcut.discard(connection)
         client = Client(
-            self._census, self._server, loop=loop, access_log=None, logger=self._logger, keepalive_timeout=idle_s
+            connection.peer,
+            self.left,
+            self._server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,
+            logger=self._logger,
+            keepalive_timeout=self.idle_s,
         )
-        self._newcomers.forget_lost(self._server.connections)
-        self._newcomers.add(client)
+        self._newcomers.replace(connection, client)
         return client
 
 
@@ -145,7 +198,7 @@ class Doors:
 
     async def newcomers_have_asked(self) -> None:
         """Returns when all who were let in have asked something, or do not mean to."""
-        await self._newcomers.have_asked(self._factory.connected)
+        await self._newcomers.have_asked()
         await _next_look()
 
     async def part(self) -> None:

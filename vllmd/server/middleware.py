@@ -8,15 +8,14 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from random import getrandbits
+from typing import Protocol, TypeVar
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, istr
 
 from vllmd import __version__
 from vllmd.about import CURRENT
 from vllmd.errors import (
-    BodyTooLarge,
     MethodNotAllowed,
     RequestError,
     RouteNotFound,
@@ -51,22 +50,36 @@ would make and keep its own."""
 _REQUEST_ID = istr("X-Request-Id")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
-Check = Callable[[web.Request], web.Response | None]
+Check = Callable[[web.BaseRequest], web.Response | None]
 """Looks at a request: raises what is wrong with it, or answers it itself, or leaves it to the next."""
 
 CHECKS = web.AppKey("checks", list[Check])
 """All of an application's, in their order."""
 
-Finish = Callable[[web.Request, web.StreamResponse], None]
+Finish = Callable[[web.BaseRequest, web.StreamResponse], None]
 """Puts on an answer what it is to bear, before its head leaves."""
 
+GUARD: web.AppKey["Guard"] = web.AppKey("guard")
+FINISH: web.AppKey[Finish] = web.AppKey("finish")
+"""An application's, for those who serve requests beside it (`shortcut`)."""
 
-def guarded(checks: Iterable[Check]) -> Middleware:
+
+R = TypeVar("R", bound=web.BaseRequest)
+
+
+class Guard(Protocol):
+    """Serves a request by its handler, whatever happens there."""
+
+    async def __call__(self, request: R, handler: Callable[[R], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        """The answer; never a VllmdError."""
+
+
+def guarded(checks: Iterable[Check]) -> Guard:
     """The middleware that gives a request its id, makes the checks, serves it, and turns every failure into an error
     body; an unforeseen one is logged and told without its traceback."""
 
     @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def guard(request: R, handler: Callable[[R], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
         _identify(request)
         try:
             for check in checks:
@@ -87,7 +100,7 @@ def guarded(checks: Iterable[Check]) -> Middleware:
     return guard
 
 
-def _identify(request: web.Request) -> None:
+def _identify(request: web.BaseRequest) -> None:
     """Keeps the client's `X-Request-Id`, or makes one; a client's that could break a log line is replaced.
 
     What is logged for the request says so (`about.CURRENT`). Who asks is, until a key says more, who is at the other
@@ -100,7 +113,7 @@ def _identify(request: web.Request) -> None:
     CURRENT.set(about if peer.uid is None else {**about, "uid": str(peer.uid)})
 
 
-def _nobody(request: web.Request) -> web.Response:
+def _nobody(request: web.BaseRequest) -> web.Response:
     """Cuts the connection. aiohttp wants a response nevertheless, and drops it without a word."""
     if request.transport is not None:
         request.transport.abort()
@@ -119,36 +132,39 @@ def error_response(error: VllmdError, cause: web.HTTPException | None = None) ->
     return response
 
 
-def _named(request: web.Request, error: web.HTTPException) -> VllmdError:
+def _named(request: web.BaseRequest, error: web.HTTPException) -> VllmdError:
     """One of aiohttp's own refusals, in our words."""
     if isinstance(error, web.HTTPNotFound):
         return RouteNotFound(f"nothing is served at {request.path}", "README.md shows the routes")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.method} does not fit {request.path}", f"use {allowed}")
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        limit = request.app[BODY_BYTES]
-        return BodyTooLarge(f"the body is over {limit} bytes", "send less, or raise limits.body_bytes")
     return RequestError(error.reason)
 
 
-BODY_BYTES = web.AppKey("body_bytes", int)
+def all_of(*finishes: Finish) -> Finish:
+    """Them in their order, as one."""
 
-
-def finished(*finishes: Finish) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """A signal of aiohttp's that finishes every answer, streams too, before its head leaves."""
-
-    async def finish(request: web.Request, response: web.StreamResponse) -> None:
+    def finish(request: web.BaseRequest, response: web.StreamResponse) -> None:
         for each in finishes:
             each(request, response)
 
     return finish
 
 
+def signal(finish: Finish) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """A signal of aiohttp's that finishes every answer, streams too, before its head leaves."""
+
+    async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
+        finish(request, response)
+
+    return on_response_prepare
+
+
 def part_if(calls: Calls) -> Finish:
     """Once no more calls are taken, each answer is the last on its connection."""
 
-    def part(request: web.Request, response: web.StreamResponse) -> None:
+    def part(request: web.BaseRequest, response: web.StreamResponse) -> None:
         if calls.is_closed:
             response.force_close()
             response.headers[hdrs.CONNECTION] = "close"
@@ -156,7 +172,7 @@ def part_if(calls: Calls) -> Finish:
     return part
 
 
-def sign(request: web.Request, response: web.StreamResponse) -> None:
+def sign(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Puts the daemon's name and the request's id on an answer."""
     response.headers[hdrs.SERVER] = SERVER
     if request_id := request.get(REQUEST_ID):  # aiohttp answers an Expect that it does not know before there is one

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from vllmd import routes
 from vllmd.engine.supervisor import Supervisor
@@ -17,6 +16,7 @@ from vllmd.server.bodies import choose_model, json_response, make_call, read_bod
 from vllmd.server.calls import Call
 from vllmd.server.doors import PlainDoor
 from vllmd.server.relay import Relay
+from vllmd.server.shortcut import Serve
 
 INFERENCE = (
     routes.CHAT_COMPLETIONS,
@@ -52,14 +52,14 @@ class OpenAI:
         self._current = current
         self._accounts = accounts
 
-    def infer(self, path: str) -> Handler:
+    def infer(self, path: str) -> Serve:
         """The handler of the engine's route `path`."""
 
-        async def relay(request: web.Request) -> web.StreamResponse:
+        async def relay(request: web.BaseRequest) -> web.StreamResponse:
             """Relays a request for inference; its bytes pass unchanged."""
             try:
                 call, door = await self._call(request, path), PlainDoor(request)
-            except (VllmdError, web.HTTPException) as error:
+            except VllmdError as error:
                 self._relay.note_refusal(request, error)
                 raise
             await self._relay.carry(call, door)
@@ -68,7 +68,7 @@ class OpenAI:
 
         return relay
 
-    async def _call(self, request: web.Request, path: str) -> Call:
+    async def _call(self, request: web.BaseRequest, path: str) -> Call:
         """What is asked. The request's JSON is looked at here and not kept."""
         body = await read_body(request, self._current.config.limits)
         table = read_json(body)

@@ -34,7 +34,7 @@ def only_known_hosts(current: Current) -> Check:
         current: has the names beside those of this machine, and the origins of other pages that may ask.
     """
 
-    def check(request: web.Request) -> web.Response | None:
+    def check(request: web.BaseRequest) -> web.Response | None:
         if identify(request).uid is not None:
             return None
         listen, origin = current.config.listen, request.headers.get(hdrs.ORIGIN)
@@ -59,7 +59,7 @@ def _check(host: str | None, origin: str | None, listen: Listen) -> None:
         raise Denied(f"a page of {origin!r} may not use this service", hint)
 
 
-def _check_site(request: web.Request) -> None:
+def _check_site(request: web.BaseRequest) -> None:
     """Raises Denied for what a page of another site embeds: an image, a script, a frame. A link may lead here."""
     headers = request.headers
     if headers.get("Sec-Fetch-Site") not in ("cross-site", "same-site"):
@@ -86,7 +86,7 @@ def _is_known(host: str, names: tuple[str, ...]) -> bool:
     return name in LOCAL or name in [each.lower() for each in names]
 
 
-def shield(request: web.Request, response: web.StreamResponse) -> None:
+def shield(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Tells browsers what they may do with an answer."""
     headers = response.headers
     headers.merge(SHIELD)

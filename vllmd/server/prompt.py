@@ -35,18 +35,20 @@ class Prompt:
         self._current = current
         self._accounts = accounts
 
-    async def prompt(self, request: web.Request) -> web.StreamResponse:
+    async def prompt(self, request: web.BaseRequest) -> web.StreamResponse:
         """A prompt in, text out."""
         return await self._serve(request, wire.read_prompt)
 
-    async def workflow_run(self, request: web.Request) -> web.StreamResponse:
+    async def workflow_run(self, request: web.BaseRequest) -> web.StreamResponse:
         """The same in model-compose's envelope."""
         return await self._serve(request, wire.read_workflow_run)
 
-    async def _serve(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> web.StreamResponse:
+    async def _serve(
+        self, request: web.BaseRequest, read: Callable[[object], wire.PromptRequest]
+    ) -> web.StreamResponse:
         try:
             call = await self._call(request, read)
-        except (VllmdError, web.HTTPException) as error:
+        except VllmdError as error:
             self._relay.note_refusal(request, error)
             raise
         door = TextDoor(request, call) if call.stream else JsonDoor(request, call)
@@ -54,7 +56,7 @@ class Prompt:
         assert door.response is not None, "a call that ends without an error has an answer"
         return door.response
 
-    async def _call(self, request: web.Request, read: Callable[[object], wire.PromptRequest]) -> Call:
+    async def _call(self, request: web.BaseRequest, read: Callable[[object], wire.PromptRequest]) -> Call:
         asked = read(read_json(await read_body(request, self._current.config.limits)))
         model = choose_model(asked.model, self._current.config.models, self._current.config.default_model)
         table = chat_body(asked, model, self._current.config)
@@ -71,7 +73,7 @@ class Prompt:
             begins_traces=self._current.config.relay.trace,
         )
 
-    def _priority(self, request: web.Request, model: str) -> dict[str, int]:
+    def _priority(self, request: web.BaseRequest, model: str) -> dict[str, int]:
         if not self._current.config.models[model].is_prioritised:
             return {}
         return {"priority": self._accounts.of(identify(request)).allowed.priority}
@@ -103,7 +105,7 @@ class TextDoor(Door):
     shows_thoughts = False
     ends_as_the_engine = False
 
-    def __init__(self, request: web.Request, call: Call) -> None:
+    def __init__(self, request: web.BaseRequest, call: Call) -> None:
         super().__init__(request)
         self._call = call
         self._first_text_at: float | None = None
@@ -184,7 +186,7 @@ def _pieces(block: bytes) -> Iterator[Piece]:
 class JsonDoor(Door):
     """The whole answer as one JSON object."""
 
-    def __init__(self, request: web.Request, call: Call) -> None:
+    def __init__(self, request: web.BaseRequest, call: Call) -> None:
         super().__init__(request)
         self._call = call
 

@@ -76,10 +76,9 @@ class Relay:
         if config.log.prompts:
             warn_of_prompts()
 
-    def note_refusal(self, request: web.Request, error: VllmdError | web.HTTPException) -> None:
+    def note_refusal(self, request: web.BaseRequest, error: VllmdError) -> None:
         """A request was refused before it became a call."""
-        status = error.status if isinstance(error, web.HTTPException) else status_of(error)
-        self._tell(refused(request[REQUEST_ID], identify(request).name, request.path, status))
+        self._tell(refused(request[REQUEST_ID], identify(request).name, request.path, status_of(error)))
 
     async def carry(self, call: Call, door: Door) -> None:
         """Serves one call, from the wait for its engine to the end of its answer; then its record is told.

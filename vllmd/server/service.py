@@ -20,7 +20,7 @@ from vllmd.notify import Notifier
 from vllmd.sections import Config, Current
 from vllmd.server.accounts import Accounts
 from vllmd.server.calls import Calls
-from vllmd.server.clients import Census
+from vllmd.server.census import Census
 from vllmd.server.keyring import Keyring
 from vllmd.server.relay import Relay
 from vllmd.server.tallies import Tallies

@@ -12,7 +12,7 @@ from vllmd.errors import MethodNotAllowed, RequestError
 from vllmd.server.middleware import error_response
 
 
-def unambiguous(request: web.Request) -> web.Response | None:
+def unambiguous(request: web.BaseRequest) -> web.Response | None:
     """Refuses such a request and closes the connection: what follows on it means nothing."""
     if (error := _complaint(request)) is None:
         return None
@@ -21,7 +21,7 @@ def unambiguous(request: web.Request) -> web.Response | None:
     return response
 
 
-def _complaint(request: web.Request) -> RequestError | None:
+def _complaint(request: web.BaseRequest) -> RequestError | None:
     if request.method in (hdrs.METH_CONNECT, hdrs.METH_TRACE):
         return MethodNotAllowed(f"{request.method} is not done here", "use GET, POST or DELETE")
     coding = request.headers.get(hdrs.TRANSFER_ENCODING)
@@ -34,7 +34,7 @@ def _complaint(request: web.Request) -> RequestError | None:
     return None
 
 
-def _names_its_host(request: web.Request) -> bool:
+def _names_its_host(request: web.BaseRequest) -> bool:
     """Whether a request in absolute form (`GET http://host/path`) names the host that it is sent to."""
     try:
         return urlsplit(request.raw_path).netloc.lower() == request.headers.get(hdrs.HOST, "").lower() != ""

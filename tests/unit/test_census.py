@@ -8,7 +8,7 @@ import pytest
 from vllmd.errors import Overloaded, TooMany
 from vllmd.limits import Limits
 from vllmd.server.access import Identity
-from vllmd.server.clients import OWNERS, Census
+from vllmd.server.census import OWNERS, Census
 
 
 def enter(census: Census, who: Identity) -> None:

@@ -1,0 +1,281 @@
+"""The way of ordinary requests for inference: nearly everything that is asked, and without most of what that costs.
+
+A connection begins here. As long as nothing but ordinary requests (`ordinary`) comes on it, they go straight to their
+handlers: past aiohttp's parser, its queue, its router and two of its tasks, which cost a short request more than all
+that vllmd does with it, and an open stream memory. With the first other bytes the connection becomes aiohttp's, for
+good (`clients.Client`). Handlers and checks are the same for both, and so are the answers.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from typing import Protocol, cast
+
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.tcp_helpers import tcp_keepalive
+from yarl import URL
+
+from vllmd.errors import Unavailable
+from vllmd.server.access import Identity, at_the_end_of
+from vllmd.server.census import turn_away
+from vllmd.server.middleware import Finish, Guard
+from vllmd.server.ordinary import Ordinary, glance
+
+log = logging.getLogger(__name__)
+
+HOLD_S = 0.2
+"""So long the rest of a body is waited for here: many clients write it apart from the head, in the same breath."""
+
+BEHIND_BYTES = 64 * 1024
+"""Of what a client sends before it has its answer; with more, it is not read from."""
+
+Serve = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+SHORTCUTS = web.AppKey("shortcuts", dict[str, Serve])
+"""Path → handler: where ordinary requests may go."""
+
+
+class Inside(Protocol):
+    """What connections know of the service behind them."""
+
+    handlers: dict[str, Serve]
+    guard: Guard
+    finish: Finish
+
+    @property
+    def idle_s(self) -> float:
+        """How long a connection may be idle."""
+
+    def refusal(self, who: Identity) -> Unavailable | None:
+        """Why there is no room for one more connection of `who`."""
+
+    def entered(self, connection: "Shortcut") -> None:
+        """Somebody has come in."""
+
+    def left(self, connection: "Shortcut") -> None:
+        """And has left."""
+
+    def taken_over(self, connection: "Shortcut") -> asyncio.Protocol:
+        """Somebody has said something that is not ordinary: returns who deals with them from now on."""
+
+
+class Asked(web.BaseRequest):
+    """An ordinary request, as its handler sees it."""
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """Finishes an answer before its head leaves, as the application's signal does for others."""
+        cast(Shortcut, self.protocol).inside.finish(self, response)
+
+
+class Whole:
+    """A body that is there. The part of aiohttp's reader that is asked for, and no more."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def is_eof(self) -> bool:
+        """Nothing more comes."""
+        return True
+
+    def read_nowait(self) -> bytes:
+        """All of it."""
+        return self._body
+
+
+class Shortcut(BaseProtocol):
+    """A connection on which only ordinary requests have come so far.
+
+    Args:
+        inside: the service.
+        loop: the one that runs.
+    """
+
+    __slots__ = ("_clock", "_held", "_idle_since", "_is_leaving", "_rest", "_serving", "inside", "peer")
+
+    peer: Identity
+    """Who is at the other end; of TCP, the address."""
+
+    ssl_context = peername = sockname = None  # aiohttp's requests ask for them, and nobody asks the requests
+
+    def __init__(self, inside: Inside, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.inside = inside
+        self._serving: asyncio.Task[None] | None = None
+        self._is_leaving = False
+        self._held = b""
+        """What has come and waits: for the rest of its body, or for the answer before it."""
+        self._idle_since = loop.time()
+        self._clock: asyncio.TimerHandle | None = None
+        self._rest: asyncio.TimerHandle | None = None
+
+    # ── what the loop calls ──
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Lets it in, or tells it why not."""
+        self.peer = at_the_end_of(transport)
+        if refusal := self.inside.refusal(self.peer):
+            turn_away(cast(asyncio.Transport, transport), refusal)
+            return
+        super().connection_made(transport)
+        tcp_keepalive(cast(asyncio.Transport, transport))
+        self.inside.entered(self)
+        self._clock = self._loop.call_later(self.inside.idle_s, self._look_at_clock)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It is over, and nobody waits for the answer any more."""
+        if self.transport is not None:
+            super().connection_lost(exc)
+            self._stop_clocks()
+            self.inside.left(self)
+        if self._serving is not None:
+            self._serving.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Somebody says something; what those say who were turned away is nobody's concern."""
+        if self.transport is None:
+            return
+        if self._serving is not None:
+            self._hold(data)
+        else:
+            self._look_at(self._held + data if self._held else data)
+
+    # ── what is said ──
+
+    def _look_at(self, data: bytes) -> None:
+        ordinary = glance(data)
+        handler = self.inside.handlers.get(ordinary.path) if ordinary else None
+        if ordinary is None or handler is None or (ordinary.lacks and self._held):
+            self._hand_over(data)
+        elif ordinary.lacks:
+            self._held = data
+            self._rest = self._loop.call_later(HOLD_S, self._rest_is_late)
+        else:
+            self._held = b""
+            self._stop_waiting_for_rest()
+            self._serving = self._loop.create_task(self._serve(ordinary, handler))
+
+    def _hold(self, data: bytes) -> None:
+        """Keeps what comes before the answer is out. A client that sends ever more is not read from."""
+        self._held += data
+        if len(self._held) > BEHIND_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _rest_is_late(self) -> None:
+        """aiohttp's reader has rules for bodies that come slowly."""
+        self._rest = None
+        self._hand_over(self._held)
+
+    def _hand_over(self, data: bytes) -> None:
+        """The connection is aiohttp's from now on."""
+        transport = self.transport
+        assert transport is not None, "somebody is there who has said something"
+        self._stop_clocks()
+        client = self.inside.taken_over(self)
+        self.transport = None
+        transport.set_protocol(client)
+        client.connection_made(transport)
+        if self.writing_paused:
+            client.pause_writing()
+        client.data_received(data)
+
+    # ── what is answered ──
+
+    async def _serve(self, ordinary: Ordinary, handler: Serve) -> None:
+        request = self._request(ordinary)
+        try:
+            response = await self.inside.guard(request, handler)
+            await self._answer(request, response)
+        except ConnectionError:
+            return  # the client has left
+        except Exception:
+            log.exception("an answer could not be written")
+            self._abort()
+        else:
+            self._is_leaving = self._is_leaving or response.keep_alive is False
+        finally:
+            self._serving = None
+        self._go_on()
+
+    async def _answer(self, request: Asked, response: web.StreamResponse) -> None:
+        """Writes what is not written yet; the usual answer in one piece without aiohttp's many questions about it."""
+        if type(response) is not web.Response or response.prepared or response.status != 200:
+            await response.prepare(request)
+            await response.write_eof()
+            return
+        self.inside.finish(request, response)
+        body, headers = response.body, response.headers
+        assert isinstance(body, bytes), "an engine's answer, or JSON"
+        headers[hdrs.CONTENT_LENGTH], headers[hdrs.DATE] = str(len(body)), rfc822_formatted_time()
+        await request.writer.write_headers("HTTP/1.1 200 OK", headers)
+        await request.writer.write_eof(body)
+
+    def _request(self, ordinary: Ordinary) -> Asked:
+        path, headers, body, _ = ordinary
+        message = RawRequestMessage("POST", path, HttpVersion11, headers, (), False, None, False, False, _url(path))
+        content, protocol = cast(StreamReader, Whole(body)), cast(web.RequestHandler, self)
+        nobody = cast("asyncio.Task[None]", None)  # whom aiohttp would cancel
+        return Asked(message, content, protocol, StreamWriter(self, self._loop), nobody, self._loop)
+
+    def _go_on(self) -> None:
+        """Takes the next request, if it has come already."""
+        if self.transport is None:
+            return
+        if self._is_leaving:
+            self.transport.close()
+            return
+        self._idle_since = self._loop.time()
+        if self._held:
+            held, self._held = self._held, b""
+            self.transport.resume_reading()
+            self._look_at(held)
+
+    # ── its end ──
+
+    def close(self) -> None:
+        """Hangs up once nothing is under way."""
+        self._is_leaving = True
+        if self._serving is None and self.transport is not None:
+            self.transport.close()
+
+    async def shutdown(self, timeout_s: float) -> None:
+        """Hangs up; an answer that is under way gets that long."""
+        self.close()
+        if self._serving is not None:
+            await asyncio.wait([self._serving], timeout=timeout_s)
+        if self._serving is not None:
+            self._serving.cancel()
+        self._abort()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _look_at_clock(self) -> None:
+        """Hangs up on who has been idle for too long. One timer each, which looks again when that may be."""
+        idle_until = self._loop.time() if self._serving else self._idle_since
+        idle_until += self.inside.idle_s
+        if idle_until > self._loop.time():
+            self._clock = self._loop.call_at(idle_until, self._look_at_clock)
+        else:
+            self._abort()  # which closes as well, where nothing waits for a client that does not read
+
+    def _stop_waiting_for_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+
+    def _stop_clocks(self) -> None:
+        self._stop_waiting_for_rest()
+        if self._clock is not None:
+            self._clock.cancel()
+
+
+@lru_cache(maxsize=64)
+def _url(path: str) -> URL:
+    return URL.build(path=path, encoded=True)
