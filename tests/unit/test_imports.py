@@ -73,7 +73,10 @@ DIRECTIONS = {
 LIBRARIES = {
     "core": (set[str](), "the core is the standard library, so that ctl and tests import it in no time"),
     "engine": ({"aiohttp", "uv"}, "requests to the engine, and the installer of its environment"),
-    "server": ({"aiohttp", "aiohttp_sse", "multidict", "yarl"}, "the doors; multidict and yarl have its headers and paths"),
+    "server": (
+        {"aiohttp", "aiohttp_sse", "multidict", "yarl"},
+        "the doors; multidict and yarl have its headers and paths",
+    ),
     "journal": (set[str](), "two hundred lines take the place of a library"),
     "ctl": ({"click"}, "importing aiohttp costs more than a whole command of vllmctl"),
     "daemon": ({"uvloop"}, "the loop is chosen where it is started"),

@@ -8,26 +8,20 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from vllmd.engine.body import CRLF, FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
+from vllmd.engine.body import FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
 
 HEAD_BYTES = 64 * 1024
 """A longer head is none."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: " + TEXT + rb")?")
-_UNGROUPED = FIELD.pattern.replace(b"(", b"(?:")
-_WHOLE_HEAD = re.compile(rb"HTTP/1\.([01]) ([2-5]\d\d)(?: " + TEXT + rb")?\r\n((?:" + _UNGROUPED + rb"\r\n)*)\r\n")
-"""A head that comes in one read and has no interim one before it, as nearly all do."""
-_FIELDS = re.compile(r"([^:\r\n]+):[ \t]*((?:[^\r\n]*[^\r\n \t])?)[ \t]*\r\n")
-"""The names and values in such a head."""
-
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
-_OWN = rb"(?i:host|content-length|transfer-encoding|connection|expect)"
-_REQUEST = re.compile(
-    rb"[A-Z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.1\r\nHost: engine\r\n(?:Content-Length: [0-9]+\r\n)?"
-    rb"(?:(?!" + _OWN + rb":)" + _UNGROUPED + rb"\r\n)*\r\n"
-)
-"""The head of a request, of whose headers only the first two are the connection's own business."""
+_METHOD = re.compile(r"[A-Z]+")
+_TARGET = re.compile(r"[!-~\x80-\U0010ffff]+")
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_OWN = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"})
+"""Headers that are the connection's own business."""
 
 
 # ── requests ──
@@ -59,11 +53,26 @@ def request(method: str, path: str, body: bytes | None, headers: Mapping[str, st
     """
     length = [] if body is None and method in ("GET", "HEAD") else [f"Content-Length: {len(body or b'')}"]
     fields = [f"{name}: {value}" for name, value in headers.items()]
-    lines = [f"{method} {path} HTTP/1.1", "Host: engine", *length, *fields, "", ""]
-    head = "\r\n".join(lines).encode("utf-8", "surrogateescape")
-    if not _REQUEST.fullmatch(head) or head.count(CRLF) >= len(lines) or ":" in "".join(headers):
+    lines = [f"{method} {path} HTTP/1.1", "Host: engine", *length, *fields]
+    if not (_is_target(method, path) and all(map(_may_be_sent, headers)) and all(map(_stays_in_line, fields))):
         raise ValueError(f"no request can be made of {method} {path!r} and these headers: {', '.join(headers)!r}")
-    return Request(method, head, body or b"")
+    return Request(method, ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape"), body or b"")
+
+
+@lru_cache(maxsize=64)
+def _is_target(method: str, path: str) -> bool:
+    return bool(_METHOD.fullmatch(method) and _TARGET.fullmatch(path))
+
+
+@lru_cache(maxsize=256)
+def _may_be_sent(name: str) -> bool:
+    """Whether a header of this name can be added: it is a name, and not the connection's own business."""
+    return _is_name(name) and name.lower() not in _OWN
+
+
+def _stays_in_line(field: str) -> bool:
+    """Nearly every header is printable, which is known faster than what else may stand in one."""
+    return field.isprintable() or not _CONTROL.search(field)
 
 
 # ── heads ──
@@ -131,9 +140,8 @@ class HeadReader:
 
     def feed(self, data: bytes) -> Answer | None:
         """Takes bytes as they come; returns the answer once its head is whole. Raises NotHttp."""
-        if self._lines is None and (whole := _WHOLE_HEAD.match(data, 0, HEAD_BYTES)):
-            fields = _FIELDS.findall(whole[3].decode(errors="replace"))
-            return _answer(self._method, int(whole[1]), int(whole[2]), fields, data[whole.end() :])
+        if self._lines is None and (whole := _whole_head(data)):
+            return _answer(self._method, *whole)
         return self._by_lines(data, self._lines or self._begin())
 
     def _by_lines(self, data: bytes, lines: Lines) -> Answer | None:
@@ -143,7 +151,7 @@ class HeadReader:
             if line:
                 self._line(line)
             elif line is not None and self._is_final():
-                return _answer(self._method, self._minor, self._status, self._fields, data[at:])
+                return _answer(self._method, self._minor, self._status, _joined(self._fields), data[at:])
             elif line is not None:
                 lines = self._begin()
         return None
@@ -164,8 +172,37 @@ class HeadReader:
         return self._status >= 200
 
 
-def _answer(method: str, minor: int, status: int, fields: Sequence[tuple[str, str]], rest: bytes) -> Answer:
-    headers = _joined(fields)
+def _whole_head(data: bytes) -> tuple[int, int, Mapping[str, str], bytes] | None:
+    """A head that comes in one read, has no interim one before it and is printable, as nearly all do: its minor
+    version, status and headers, and what came behind it. None for any other, which is read line by line."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end or len(head) > HEAD_BYTES or not head.isascii():
+        return None
+    opening, *lines = head.decode("ascii").split("\r\n")
+    if (status := _final_status(opening)) is None:
+        return None
+    fields = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not _is_name(name) or not line.isprintable():
+            return None
+        fields.append((name, value.strip()))
+    return *status, _joined(fields), rest
+
+
+@lru_cache(maxsize=64)
+def _final_status(opening: str) -> tuple[int, int] | None:
+    """The minor version and the status that a head's first line says, unless that is an interim one."""
+    found = _STATUS_LINE.fullmatch(opening.encode("ascii"))
+    return (int(found[1]), int(found[2])) if found and found[2] >= b"200" else None
+
+
+@lru_cache(maxsize=256)
+def _is_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name))
+
+
+def _answer(method: str, minor: int, status: int, headers: Mapping[str, str], rest: bytes) -> Answer:
     body = _body(headers, minor)
     if method == "HEAD" or status in (204, 304):
         body = Sized(0)

@@ -1,8 +1,10 @@
 """The route table, and what stands around it: everything that is served, on one screen."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from vllmd import routes
 from vllmd.engine.incidents import archive_in
@@ -11,18 +13,20 @@ from vllmd.server import middleware
 from vllmd.server.admission import OPEN, only_with_a_key
 from vllmd.server.assets import FOLDER, Assets, read
 from vllmd.server.control import Control
+from vllmd.server.finish import Finish
 from vllmd.server.fits import Fits
 from vllmd.server.incidents import Incidents
 from vllmd.server.logs import Logs
 from vllmd.server.metrics import Metrics
 from vllmd.server.openai import INFERENCE, OpenAI
 from vllmd.server.openapi import Description
-from vllmd.server.origin import only_known_hosts, shield
+from vllmd.server.origin import only_known_hosts
 from vllmd.server.prompt import Prompt
 from vllmd.server.reload import Reload
+from vllmd.server.reply import Reply
 from vllmd.server.requests import Requests
 from vllmd.server.service import Service
-from vllmd.server.shortcut import SHORTCUTS, Serve
+from vllmd.server.shortcut import SHORTCUT, Serve, Way
 from vllmd.server.stored import Stored
 from vllmd.server.unambiguous import unambiguous
 from vllmd.server.upgrade import Upgrade
@@ -38,16 +42,16 @@ def build(service: Service, reload: Reload, addresses: tuple[str, ...]) -> web.A
         reload: reads the configuration anew.
         addresses: where clients come in.
     """
-    current, supervisors, calls = service.current, service.supervisors, service.calls
-    control = Control(current, supervisors, service.feed, service.jobs, calls, service.accounts, addresses)
+    current, supervisors = service.current, service.supervisors
+    control = Control(current, supervisors, service.feed, service.jobs, service.calls, service.accounts, addresses)
     logs = Logs(current, supervisors)
 
     app, asking = _guarded(service), _asking(service)
-    app[SHORTCUTS] = asking
+    app[SHORTCUT] = _past_aiohttp(service, asking)
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
-            *(web.post(path, handler) for path, handler in asking.items()),
+            *(web.post(path, _by_aiohttp(handler)) for path, handler in asking.items()),
             *_listing(service),
             *_page(current),
             *_watching(service, control, logs),
@@ -141,12 +145,29 @@ def _models(service: Service, control: Control) -> list[web.RouteDef]:
 
 def _guarded(service: Service) -> web.Application:
     """An application without routes: what a request has to pass before those, and what its answer bears."""
+    checks = [unambiguous, *_checks(service)]
+    app = web.Application(middlewares=[middleware.guarded(checks)])
+    app[middleware.CHECKS] = checks
+    app.on_response_prepare.append(Finish(service.calls).signal)
+    return app
+
+
+def _past_aiohttp(service: Service, asking: Mapping[str, Serve]) -> Way:
+    """The same for ordinary requests, which are not `unambiguous` only, but plain."""
+    return Way(asking, middleware.guarded(_checks(service)), Finish(service.calls))
+
+
+def _checks(service: Service) -> list[middleware.Check]:
     current = service.current
     open_to_all = OPEN | ({routes.METRICS} if current.config.metrics.access == "open" else set())
-    checks = [unambiguous, only_known_hosts(current), only_with_a_key(service.keyring, service.accounts, open_to_all)]
-    guard = middleware.guarded(checks)
-    finish = middleware.all_of(middleware.sign, shield, middleware.part_if(service.calls))
-    app = web.Application(middlewares=[guard])
-    app.on_response_prepare.append(middleware.signal(finish))
-    app[middleware.CHECKS], app[middleware.GUARD], app[middleware.FINISH] = checks, guard, finish
-    return app
+    return [only_known_hosts(current), only_with_a_key(service.keyring, service.accounts, open_to_all)]
+
+
+def _by_aiohttp(serve: Serve) -> Handler:
+    """A handler as aiohttp knows them."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        answer = await serve(request)
+        return answer.response() if isinstance(answer, Reply) else answer
+
+    return handle

@@ -25,6 +25,7 @@ from vllmd.routes import CONTINUED_HEADER, REPLAYED_HEADER
 from vllmd.server import endings
 from vllmd.server.endings import Fault
 from vllmd.server.middleware import SHIELD
+from vllmd.server.reply import Answer, Reply
 
 EVENT_STREAM = "text/event-stream"
 STREAM_HEADERS: Mapping[str, str] = {
@@ -76,6 +77,7 @@ class Door(ABC):
         "continuations",
         "has_answer",
         "is_ended",
+        "is_whole",
         "replays",
         "request",
         "response",
@@ -90,7 +92,9 @@ class Door(ABC):
 
     def __init__(self, request: web.BaseRequest) -> None:
         self.request = request
-        self.response: web.StreamResponse | None = None
+        self.response: Answer | None = None
+        self.is_whole = False
+        """Whether the answer is in one piece."""
         self.writes = 0
         """How often the client was told something, ordinary events left out."""
         self.has_answer = False
@@ -161,7 +165,7 @@ class Door(ABC):
         """
         if self.response is None:
             raise error
-        if not isinstance(self.response, web.Response):  # a whole answer has no room for it
+        if not self.is_whole:  # which has no room for it
             await self.end_with(error)
             self._spare_pages()
         self.close()
@@ -183,7 +187,7 @@ class Door(ABC):
     @property
     def is_open(self) -> bool:
         """Whether a stream has begun."""
-        return self._transport is not None and not isinstance(self.response, web.Response)
+        return self._transport is not None and not self.is_whole
 
     def remark(self, text: str) -> None:
         """A comment in a stream that has begun."""
@@ -208,9 +212,10 @@ class Door(ABC):
 
     async def drain_whole(self) -> None:
         """Waits until the client, or the kernel for it, has taken everything; writes a long whole answer first."""
-        if isinstance(self.response, web.Response) and len(self.response.body or b"") > CLOGGED_BYTES:  # type: ignore[arg-type]
-            await self._open(self.response)
-            await self.response.write_eof()
+        if isinstance(self.response, Reply) and len(self.response.body) > CLOGGED_BYTES:
+            response = self.response.response()
+            await self._open(response)
+            await response.write_eof()
         transport = self._transport
         if transport is not None and transport.get_write_buffer_size():
             transport.set_write_buffer_limits(high=0)
@@ -235,11 +240,15 @@ class Door(ABC):
 
     # ── for the doors themselves ──
 
+    def _reply(self, reply: Reply) -> None:
+        """The answer is in one piece: it is written when the call is over, or, if it is long, by `drain_whole`."""
+        self.response, self.is_whole = reply, True
+
     async def _open(self, response: web.StreamResponse) -> None:
         """Sends the head of a stream. aiohttp chunks what follows, unless the client speaks HTTP/1.0."""
         transport = require_client(self.request)
         limit_send_buffer(transport)
-        if self.request.version < (1, 1) and not isinstance(response, web.Response):
+        if self.request.version < (1, 1) and not self.is_whole:
             response.force_close()  # nothing else shows where it ends
         await response.prepare(self.request)
         self._is_chunked = self.request.version >= (1, 1)
@@ -310,7 +319,7 @@ class PlainDoor(Door):
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Passes an answer on as it is."""
         self.has_answer = True
-        self.response = web.Response(status=status, headers={**passed_on(headers), **self._replayed()}, body=body)
+        self._reply(Reply(status, {**passed_on(headers), **self._replayed()}, body))
 
     async def end(self) -> None:
         """The engine's own last event is out; a trailer tells of continuations (RFC 9112, 7.1.2)."""

@@ -19,8 +19,8 @@ from vllmd.errors import Unavailable
 from vllmd.server.access import Identity
 from vllmd.server.census import Census
 from vllmd.server.clients import Client
-from vllmd.server.middleware import CHECKS, FINISH, GUARD
-from vllmd.server.shortcut import SHORTCUTS, Shortcut
+from vllmd.server.middleware import CHECKS
+from vllmd.server.shortcut import SHORTCUT, Shortcut
 from vllmd.server.sockets import BACKLOG
 
 AT_ONCE = 16
@@ -103,7 +103,7 @@ class _Entrance:
     """
 
     def __init__(self, app: web.Application, server: web.Server, census: Census, newcomers: Newcomers) -> None:
-        self.handlers, self.guard, self.finish = app[SHORTCUTS], app[GUARD], app[FINISH]
+        self.way = app[SHORTCUT]
         self._server = server
         self._census = census
         self._newcomers = newcomers
@@ -138,6 +138,10 @@ class _Entrance:
         self._census.entered(connection.peer)
         self._on_shortcut.add(connection)
         self._newcomers.add(connection)
+
+    def asked(self, connection: Shortcut) -> None:
+        """They ask something."""
+        self._newcomers.discard(connection)
 
     def left(self, connection: Shortcut | Client) -> None:
         """And has left."""

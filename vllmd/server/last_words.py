@@ -16,6 +16,10 @@ _WORDS = re.compile(
 )
 
 
+_REASON = b'"finish_reason"'
+"""Where it stands, the last one begins all that is looked for."""
+
+
 class LastWords(NamedTuple):
     """What an answer says of itself.
 
@@ -34,7 +38,7 @@ NOTHING_SAID = LastWords()
 
 def last_words(tail: bytes | bytearray) -> LastWords:
     """Reads the end of an answer in one piece, or the last events of a stream."""
-    said = dict(_WORDS.findall(tail))
+    said = dict(_WORDS.findall(tail, max(0, tail.rfind(_REASON))))
     return LastWords(
         _reason(said),
         _number(said, b"prompt_tokens", b"input_tokens"),

@@ -26,7 +26,6 @@ from vllmd.errors import (
 )
 from vllmd.server.access import IDENTITY, peer_of
 from vllmd.server.bodies import REQUEST_ID, json_response, mistake
-from vllmd.server.calls import Calls
 from vllmd.wire import error_body
 
 log = logging.getLogger(__name__)
@@ -56,21 +55,14 @@ Check = Callable[[web.BaseRequest], web.Response | None]
 CHECKS = web.AppKey("checks", list[Check])
 """All of an application's, in their order."""
 
-Finish = Callable[[web.BaseRequest, web.StreamResponse], None]
-"""Puts on an answer what it is to bear, before its head leaves."""
-
-GUARD: web.AppKey["Guard"] = web.AppKey("guard")
-FINISH: web.AppKey[Finish] = web.AppKey("finish")
-"""An application's, for those who serve requests beside it (`shortcut`)."""
-
-
 R = TypeVar("R", bound=web.BaseRequest)
+A = TypeVar("A")
 
 
 class Guard(Protocol):
     """Serves a request by its handler, whatever happens there."""
 
-    async def __call__(self, request: R, handler: Callable[[R], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    async def __call__(self, request: R, handler: Callable[[R], Awaitable[A]]) -> A | web.Response:
         """The answer; never a VllmdError."""
 
 
@@ -79,7 +71,7 @@ def guarded(checks: Iterable[Check]) -> Guard:
     body; an unforeseen one is logged and told without its traceback."""
 
     @web.middleware
-    async def guard(request: R, handler: Callable[[R], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    async def guard(request: R, handler: Callable[[R], Awaitable[A]]) -> A | web.Response:
         _identify(request)
         try:
             for check in checks:
@@ -140,36 +132,6 @@ def _named(request: web.BaseRequest, error: web.HTTPException) -> VllmdError:
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.method} does not fit {request.path}", f"use {allowed}")
     return RequestError(error.reason)
-
-
-def all_of(*finishes: Finish) -> Finish:
-    """Them in their order, as one."""
-
-    def finish(request: web.BaseRequest, response: web.StreamResponse) -> None:
-        for each in finishes:
-            each(request, response)
-
-    return finish
-
-
-def signal(finish: Finish) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """A signal of aiohttp's that finishes every answer, streams too, before its head leaves."""
-
-    async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
-        finish(request, response)
-
-    return on_response_prepare
-
-
-def part_if(calls: Calls) -> Finish:
-    """Once no more calls are taken, each answer is the last on its connection."""
-
-    def part(request: web.BaseRequest, response: web.StreamResponse) -> None:
-        if calls.is_closed:
-            response.force_close()
-            response.headers[hdrs.CONNECTION] = "close"
-
-    return part
 
 
 def sign(request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -16,6 +16,7 @@ from vllmd.server.bodies import choose_model, json_response, make_call, read_bod
 from vllmd.server.calls import Call
 from vllmd.server.doors import PlainDoor
 from vllmd.server.relay import Relay
+from vllmd.server.reply import Answer
 from vllmd.server.shortcut import Serve
 
 INFERENCE = (
@@ -55,7 +56,7 @@ class OpenAI:
     def infer(self, path: str) -> Serve:
         """The handler of the engine's route `path`."""
 
-        async def relay(request: web.BaseRequest) -> web.StreamResponse:
+        async def relay(request: web.BaseRequest) -> Answer:
             """Relays a request for inference; its bytes pass unchanged."""
             try:
                 call, door = await self._call(request, path), PlainDoor(request)

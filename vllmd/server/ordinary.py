@@ -1,23 +1,24 @@
 """Ordinary requests, known at a glance: what nearly everything looks like that an engine is asked. Pure.
 
-Ordinary is what no two readers of HTTP could read differently (RFC 9112): one POST, its headers in plain ASCII, none of
-them twice and none that changes what is on the wire, and a body whose length is given. Strictness costs nobody anything
-here, since what is not known is not refused: it is read by aiohttp, whose parser knows all of HTTP.
+Ordinary is what no two readers of HTTP could read differently (RFC 9112): one POST, its headers in printable ASCII,
+none of them twice and none that changes what is on the wire, and a body whose length is given. Strictness costs nobody
+anything here, since what is not known is not refused: it is read by aiohttp, whose parser knows all of HTTP.
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
-from multidict import CIMultiDict, CIMultiDictProxy
+from aiohttp import hdrs
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 HEAD_BYTES = 8 * 1024
 BODY_BYTES = 64 * 1024
 """A longer one comes in many reads, and how fast it comes has to be watched."""
 
-_HEAD = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~]*\r\n)+)\r\n")
-_FIELDS = re.compile(r"([^:\r\n]+):[ \t]*((?:[^\r\n]*[^\r\n \t])?)[ \t]*\r\n")
-_LENGTH = re.compile(r"[0-9]{1,6}")
-
+_LINE = re.compile(r"POST (/[!-~]*) HTTP/1\.1")
+_END = b"\r\n\r\n"
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 _ODD = frozenset({"content-encoding", "expect", "te", "trailer", "transfer-encoding", "upgrade"})
 """What changes how a body or a connection is to be read."""
 
@@ -40,19 +41,45 @@ class Ordinary(NamedTuple):
 
 def glance(data: bytes) -> Ordinary | None:
     """The ordinary request that `data` is, whole or lacking the end of its body; None if it is anything else."""
-    if not (head := _HEAD.match(data, 0, HEAD_BYTES)):
+    head, end, body = data.partition(_END)
+    if not end or len(head) > HEAD_BYTES or not head.isascii():
         return None
-    pairs = _FIELDS.findall(head[2].decode("ascii"))
-    fields = {name.lower(): value for name, value in pairs}
-    if len(fields) < len(pairs) or not _ODD.isdisjoint(fields) or not _keeps_connection(fields.get("connection")):
+    line, *lines = head.decode("ascii").split("\r\n")
+    if (path := _path(line)) is None or (headers := _headers(lines)) is None:
         return None
-    if not _LENGTH.fullmatch(digits := fields.get("content-length", "")) or (length := int(digits)) > BODY_BYTES:
+    length = _length(headers)
+    if length is None or len(body) > length:
         return None
-    body = data[head.end() :]
-    if len(body) > length:
-        return None
-    return Ordinary(head[1].decode("ascii"), CIMultiDictProxy(CIMultiDict(pairs)), body, length - len(body))
+    return Ordinary(path, CIMultiDictProxy(headers), body, length - len(body))
 
 
-def _keeps_connection(connection: str | None) -> bool:
-    return connection is None or connection.lower() == "keep-alive"
+@lru_cache(maxsize=64)
+def _path(line: str) -> str | None:
+    """Whom a request is for by its first line; None if that is not ordinary."""
+    return found[1] if (found := _LINE.fullmatch(line)) else None
+
+
+def _headers(lines: list[str]) -> CIMultiDict[str] | None:
+    """None if they are not ordinary. Regular expressions would take several times as long for the same."""
+    headers = CIMultiDict[str]()
+    for line in lines:
+        name, colon, value = line.partition(":")
+        known = _ordinary_name(name)
+        if known is None or not colon or known in headers or not line.isprintable():
+            return None
+        headers.add(known, value.strip())
+    return headers if hdrs.HOST in headers else None
+
+
+@lru_cache(maxsize=256)
+def _ordinary_name(name: str) -> istr | None:
+    """The name of a header, which knows its lower case; None if it is odd, or no name."""
+    return istr(name) if _NAME.fullmatch(name) and name.lower() not in _ODD else None
+
+
+def _length(headers: CIMultiDict[str]) -> int | None:
+    """How long the body is; None if that is not said, or not all there is to say."""
+    digits, connection = headers.get(hdrs.CONTENT_LENGTH, ""), headers.get(hdrs.CONNECTION)
+    if not digits.isdecimal() or len(digits) > len(str(BODY_BYTES)) or (length := int(digits)) > BODY_BYTES:
+        return None
+    return length if connection is None or connection.lower() == "keep-alive" else None

@@ -13,12 +13,15 @@ from vllmd.sections import Config, Current
 from vllmd.server import chat, demands
 from vllmd.server.access import identify
 from vllmd.server.accounts import Accounts
-from vllmd.server.bodies import choose_model, json_response, make_call, read_body, read_json
+from vllmd.server.bodies import choose_model, make_call, read_body, read_json
 from vllmd.server.calls import Call
 from vllmd.server.chat import Piece
 from vllmd.server.doors import Door, passed_on
 from vllmd.server.ended import times
 from vllmd.server.relay import Relay
+from vllmd.server.reply import Answer, Reply
+
+_JSON = {"content-type": "application/json; charset=utf-8"}
 
 
 class Prompt:
@@ -35,17 +38,15 @@ class Prompt:
         self._current = current
         self._accounts = accounts
 
-    async def prompt(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def prompt(self, request: web.BaseRequest) -> Answer:
         """A prompt in, text out."""
         return await self._serve(request, wire.read_prompt)
 
-    async def workflow_run(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def workflow_run(self, request: web.BaseRequest) -> Answer:
         """The same in model-compose's envelope."""
         return await self._serve(request, wire.read_workflow_run)
 
-    async def _serve(
-        self, request: web.BaseRequest, read: Callable[[object], wire.PromptRequest]
-    ) -> web.StreamResponse:
+    async def _serve(self, request: web.BaseRequest, read: Callable[[object], wire.PromptRequest]) -> Answer:
         try:
             call = await self._call(request, read)
         except VllmdError as error:
@@ -154,7 +155,7 @@ class TextDoor(Door):
         """An error of the engine's instead of a stream."""
         if status == 200:
             raise EngineError("the engine answered in one piece where a stream was asked for")
-        self.response = web.Response(status=status, headers=passed_on(headers), body=body)
+        self._reply(Reply(status, passed_on(headers), body))
 
     async def end(self) -> None:
         """Writes the `done` event."""
@@ -210,7 +211,7 @@ class JsonDoor(Door):
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Takes text and numbers out of a chat completion; an error passes as it is."""
         if status != 200:
-            self.response = web.Response(status=status, headers=passed_on(headers), body=body)
+            self._reply(Reply(status, passed_on(headers), body))
             return
         piece = chat.read_whole(body)
         answer = {
@@ -221,7 +222,7 @@ class JsonDoor(Door):
             "timings": timings(self._call, None, piece.usage),
             **({"replays": self.replays} if self.replays else {}),
         }
-        self.response = json_response(answer)
+        self._reply(Reply(200, _JSON, wire.dumps(answer).encode()))
 
     async def end_with(self, error: VllmdError) -> None:
         """Never: nothing is out before the whole answer is."""

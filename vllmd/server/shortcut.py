@@ -8,13 +8,14 @@ good (`clients.Client`). Handlers and checks are the same for both, and so are t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.tcp_helpers import tcp_keepalive
 from yarl import URL
@@ -22,8 +23,10 @@ from yarl import URL
 from vllmd.errors import Unavailable
 from vllmd.server.access import Identity, at_the_end_of
 from vllmd.server.census import turn_away
-from vllmd.server.middleware import Finish, Guard
+from vllmd.server.finish import Finish
+from vllmd.server.middleware import Guard
 from vllmd.server.ordinary import Ordinary, glance
+from vllmd.server.reply import Answer, Reply
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +36,32 @@ HOLD_S = 0.2
 BEHIND_BYTES = 64 * 1024
 """Of what a client sends before it has its answer; with more, it is not read from."""
 
-Serve = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Serve = Callable[[web.BaseRequest], Awaitable[Answer]]
 
-SHORTCUTS = web.AppKey("shortcuts", dict[str, Serve])
-"""Path → handler: where ordinary requests may go."""
+
+@dataclass(frozen=True)
+class Way:
+    """Where ordinary requests go, and what surrounds them there.
+
+    Args:
+        handlers: by path; for other paths there is no shortcut.
+        guard: makes the checks, and an answer of every failure.
+        finish: puts on answers what they bear.
+    """
+
+    handlers: Mapping[str, Serve]
+    guard: Guard
+    finish: Finish
+
+
+SHORTCUT = web.AppKey("shortcut", Way)
+"""An application's."""
 
 
 class Inside(Protocol):
     """What connections know of the service behind them."""
 
-    handlers: dict[str, Serve]
-    guard: Guard
-    finish: Finish
+    way: Way
 
     @property
     def idle_s(self) -> float:
@@ -55,6 +72,9 @@ class Inside(Protocol):
 
     def entered(self, connection: "Shortcut") -> None:
         """Somebody has come in."""
+
+    def asked(self, connection: "Shortcut") -> None:
+        """They ask something."""
 
     def left(self, connection: "Shortcut") -> None:
         """And has left."""
@@ -68,7 +88,7 @@ class Asked(web.BaseRequest):
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """Finishes an answer before its head leaves, as the application's signal does for others."""
-        cast(Shortcut, self.protocol).inside.finish(self, response)
+        cast(Shortcut, self.protocol).inside.way.finish.response(self, response)
 
 
 class Whole:
@@ -149,7 +169,7 @@ class Shortcut(BaseProtocol):
 
     def _look_at(self, data: bytes) -> None:
         ordinary = glance(data)
-        handler = self.inside.handlers.get(ordinary.path) if ordinary else None
+        handler = self.inside.way.handlers.get(ordinary.path) if ordinary else None
         if ordinary is None or handler is None or (ordinary.lacks and self._held):
             self._hand_over(data)
         elif ordinary.lacks:
@@ -158,7 +178,9 @@ class Shortcut(BaseProtocol):
         else:
             self._held = b""
             self._stop_waiting_for_rest()
-            self._serving = self._loop.create_task(self._serve(ordinary, handler))
+            self.inside.asked(self)
+            serving = _begun(self._loop, self._serve(ordinary, handler))
+            self._serving = None if serving.done() else serving
 
     def _hold(self, data: bytes) -> None:
         """Keeps what comes before the answer is out. A client that sends ever more is not read from."""
@@ -189,31 +211,29 @@ class Shortcut(BaseProtocol):
     async def _serve(self, ordinary: Ordinary, handler: Serve) -> None:
         request = self._request(ordinary)
         try:
-            response = await self.inside.guard(request, handler)
-            await self._answer(request, response)
+            answer = await self.inside.way.guard(request, handler)
+            await self._write(request, answer)
         except ConnectionError:
             return  # the client has left
         except Exception:
             log.exception("an answer could not be written")
             self._abort()
-        else:
-            self._is_leaving = self._is_leaving or response.keep_alive is False
         finally:
             self._serving = None
         self._go_on()
 
-    async def _answer(self, request: Asked, response: web.StreamResponse) -> None:
-        """Writes what is not written yet; the usual answer in one piece without aiohttp's many questions about it."""
-        if type(response) is not web.Response or response.prepared or response.status != 200:
+    async def _write(self, request: Asked, answer: Answer) -> None:
+        """Writes what is not written yet."""
+        data = self.inside.way.finish.reply(request, answer) if isinstance(answer, Reply) else None
+        if data is None:
+            response = answer.response() if isinstance(answer, Reply) else answer
             await response.prepare(request)
             await response.write_eof()
-            return
-        self.inside.finish(request, response)
-        body, headers = response.body, response.headers
-        assert isinstance(body, bytes), "an engine's answer, or JSON"
-        headers[hdrs.CONTENT_LENGTH], headers[hdrs.DATE] = str(len(body)), rfc822_formatted_time()
-        await request.writer.write_headers("HTTP/1.1 200 OK", headers)
-        await request.writer.write_eof(body)
+            self._is_leaving = self._is_leaving or not response.keep_alive
+        elif self.transport is not None:
+            self.transport.write(data)
+            if self.writing_paused:
+                await request.writer.drain()
 
     def _request(self, ordinary: Ordinary) -> Asked:
         path, headers, body, _ = ordinary
@@ -274,6 +294,13 @@ class Shortcut(BaseProtocol):
         self._stop_waiting_for_rest()
         if self._clock is not None:
             self._clock.cancel()
+
+
+def _begun(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """A task that has begun already, where Python can do that: it spares a turn of the loop."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=loop, eager_start=True)
+    return loop.create_task(work)
 
 
 @lru_cache(maxsize=64)
