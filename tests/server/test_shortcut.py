@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str, Any, dict[str, str]]] = {
     "no JSON": (CHAT, b"{", {}),
     "an empty body": (CHAT, b"", {}),
     "the engine's refusal": (CHAT, {**HELLO, "max_tokens": -1}, {}),
-    "a strange Host": (CHAT, HELLO, {"Host": "example.org"}),
+    "a strange Host": (CHAT, HELLO, {"host": "example.org"}),
     "a strange page": (CHAT, HELLO, {"Origin": "http://example.org"}),
     "a page of an allowed origin": (CHAT, HELLO, {"Origin": "http://pages.example"}),
     "another site's page": (CHAT, HELLO, {"Sec-Fetch-Site": "cross-site"}),

@@ -67,12 +67,13 @@ class Wire(asyncio.Transport):
     @property
     def answers(self) -> list[bytes]:
         """The bodies of all the answers."""
-        bodies, rest = [], self.written
+        rest, bodies = self.written, list[bytes]()
         while rest:
             head, _, rest = rest.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 OK\r\n")
             length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
-            bodies, rest = [*bodies, rest[:length]], rest[length:]
+            bodies.append(rest[:length])
+            rest = rest[length:]
         return bodies
 
 
