@@ -75,7 +75,7 @@ LIBRARIES = {
     "engine": ({"aiohttp", "uv"}, "requests to the engine, and the installer of its environment"),
     "server": (
         {"aiohttp", "aiohttp_sse", "multidict", "yarl"},
-        "the doors; multidict and yarl have its headers and paths",
+        "the doors, with aiohttp's own headers and paths",
     ),
     "journal": (set[str](), "two hundred lines take the place of a library"),
     "ctl": ({"click"}, "importing aiohttp costs more than a whole command of vllmctl"),

@@ -61,8 +61,10 @@ def agree(ordinary: Ordinary, data: bytes) -> None:
     assert (read.message.method, read.message.path) == ("POST", ordinary.path)
     assert read.message.version == (1, 1)
     assert list(read.message.headers.items()) == list(ordinary.headers.items())
-    assert not (read.message.should_close or read.message.upgrade or read.message.chunked or read.message.compression)
-    assert not (read.upgraded or read.tail)
+    message = read.message
+    assert not any(
+        (message.should_close, message.upgrade, message.chunked, message.compression, read.upgraded, read.tail)
+    )
     assert read.body == ordinary.body
 
 
