@@ -6,7 +6,7 @@ No I/O: bytes go in as they come, cut anywhere.
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from vllmd.engine.body import FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
 
@@ -161,7 +161,7 @@ class HeadReader:
         if not found:
             raise NotHttp("its head has a line that is none")
         if self._status:
-            self._fields.append((found[1].decode(), found[2].strip(b" \t").decode(errors="replace")))
+            self._fields.append((found[1].decode().lower(), found[2].strip(b" \t").decode(errors="replace")))
         else:
             self._minor, self._status = int(found[1]), int(found[2])
 
@@ -181,13 +181,10 @@ def _whole_head(data: bytes) -> tuple[int, int, Mapping[str, str], bytes] | None
     opening, *lines = head.decode("ascii").split("\r\n")
     if (status := _final_status(opening)) is None:
         return None
-    fields = []
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not _is_name(name) or not line.isprintable():
-            return None
-        fields.append((name, value.strip()))
-    return *status, _joined(fields), rest
+    fields = [*map(_field, lines)]
+    if None in fields:
+        return None
+    return *status, _joined(cast("list[tuple[str, str]]", fields)), rest
 
 
 @lru_cache(maxsize=64)
@@ -195,6 +192,13 @@ def _final_status(opening: str) -> tuple[int, int] | None:
     """The minor version and the status that a head's first line says, unless that is an interim one."""
     found = _STATUS_LINE.fullmatch(opening.encode("ascii"))
     return (int(found[1]), int(found[2])) if found and found[2] >= b"200" else None
+
+
+@lru_cache(maxsize=256)
+def _field(line: str) -> tuple[str, str] | None:
+    """The name and the value of a printable header; None if it is none. An engine says the same again and again."""
+    name, colon, value = line.partition(":")
+    return (name.lower(), value.strip()) if colon and _is_name(name) and line.isprintable() else None
 
 
 @lru_cache(maxsize=256)
@@ -213,10 +217,11 @@ def _answer(method: str, minor: int, status: int, headers: Mapping[str, str], re
 
 def _joined(fields: Sequence[tuple[str, str]]) -> Mapping[str, str]:
     """Headers by name; those of the same name are joined by commas (RFC 9110, 5.3)."""
-    headers: dict[str, str] = {}
+    if len(headers := dict(fields)) == len(fields):
+        return headers
+    headers.clear()
     for name, value in fields:
-        lower = name.lower()
-        headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 

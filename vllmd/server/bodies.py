@@ -72,7 +72,8 @@ def read_json(body: bytes) -> object:
     if not body:
         raise RequestError("the body is empty", 'send JSON, such as {"prompt": "…"}')
     try:
-        return json.loads(body)
+        # Nearly all JSON is UTF-8 (RFC 8259, 8.1), which begins so; else Python has to find out.
+        return json.loads(body.decode(errors="surrogatepass") if body.startswith(b'{"') else body)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RequestError(f"the body is not JSON: {reason}", "check quotes and commas") from None
