@@ -1,6 +1,7 @@
 """The route table, and what stands around it: everything that is served, on one screen."""
 
 from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
 
 from aiohttp import web
@@ -166,6 +167,7 @@ def _checks(service: Service) -> list[middleware.Check]:
 def _by_aiohttp(serve: Serve) -> Handler:
     """A handler as aiohttp knows them."""
 
+    @wraps(serve)
     async def handle(request: web.Request) -> web.StreamResponse:
         answer = await serve(request)
         return answer.response() if isinstance(answer, Reply) else answer
