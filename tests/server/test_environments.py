@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, running
+from loopback_index import loopback_index
 from service_manager import Manager, Service
 from waiting import until, until_sync
 from wheels import engine, settings, write_wheel
@@ -345,6 +346,32 @@ def test_a_start_waits_for_the_installation_of_another_for_longer_than_its_own_p
             assert daemon.log.count("waiting for the installation that another model has begun") == 1
     finally:
         daemon.see_to_its_end()
+
+
+def test_a_package_index_that_is_away_is_waited_for_without_end_and_a_version_that_it_has_not_is_not(
+    wheels: Path,
+) -> None:
+    with loopback_index(wheels) as index:
+        index.trouble = "503"
+        daemon = Daemon(environ=index.settings, environment={"path": "", "requirement": "vllm==1"})
+        try:
+            daemon.start(ready=False)
+            # Three failures of its own would be one too many.
+            until_sync(lambda: daemon.model().restarts > 3, "it to be tried again and again", 90)
+            model = daemon.model()
+            assert (model.cause, "503 Service Unavailable" in model.reason) == ("package index unreachable", True)
+            index.trouble = ""
+            daemon.wait_for("ready", 90)
+            assert runs_in(daemon).startswith("vllm-1-")
+            assert len(list(daemon.folder.rglob("incidents/*.json"))) == 1, "a night without an index is one incident"
+            generation = daemon.model().generation
+            daemon.configure({}, {"environment": {"path": "", "requirement": "vllm==7"}})
+            daemon.fetch("/api/reload", "POST")
+            daemon.wait_for("failed", 90)
+            assert daemon.model().generation == generation + 1, "once is enough"
+            assert "there is no such version" in daemon.model().reason
+        finally:
+            daemon.see_to_its_end()
 
 
 def test_what_served_first_is_what_a_newer_vllmd_goes_on_with(tmp_path: Path) -> None:
