@@ -38,6 +38,7 @@ class Stub(Supervisor):
         super().__init__(Plan("m", Model("m"), EnvironmentSettings(), Paths(), {}), Policy(), feed)
         self._client = EngineClient(Path("/nonexistent"))
         self.eta_s: int | None = None
+        self.put_off_s: float | None = None
         self.be(state)
 
     def be(self, state: State) -> None:
@@ -48,6 +49,10 @@ class Stub(Supervisor):
     @property
     def status(self) -> ModelStatus:
         return ModelStatus("m", state=self.engine.state.value, eta_s=self.eta_s)
+
+    @property
+    def pause_s(self) -> float | None:
+        return self.put_off_s
 
 
 class Bench:
@@ -504,6 +509,13 @@ async def test_a_client_that_leaves_while_it_is_told_leaves_the_queue() -> None:
 async def test_when_to_ask_again_is_after_the_load(eta_s: int | None, told: int) -> None:
     supervisor = Stub(Feed(), State.STARTING)
     supervisor.eta_s = eta_s
+    assert retry_after_s(supervisor) == told
+
+
+@pytest.mark.parametrize(("pause_s", "told"), [(0.0, 5), (0.2, 6), (30.5, 36), (3600.0, 60)])
+async def test_when_to_ask_again_is_after_the_pause(pause_s: float, told: int) -> None:
+    supervisor = Stub(Feed(), State.BACKOFF)
+    supervisor.put_off_s = pause_s
     assert retry_after_s(supervisor) == told
 
 
