@@ -519,6 +519,18 @@ async def test_when_to_ask_again_is_after_the_pause(pause_s: float, told: int) -
     assert retry_after_s(supervisor) == told
 
 
+@pytest.mark.parametrize(("state", "setbacks", "told"), [("starting", 1, 5), ("starting", 5, 16), ("ready", 9, 5)])
+async def test_who_asks_while_others_are_away_asks_as_seldom_as_they_are_asked(
+    state: str, setbacks: int, told: int
+) -> None:
+    supervisor = Stub(Feed())
+    supervisor.engine = Engine(State(state), setbacks=setbacks)
+    assert retry_after_s(supervisor) == told
+    supervisor.policy = Policy(backoff_max_s=3600)
+    supervisor.engine = Engine(State.STARTING, setbacks=20)
+    assert retry_after_s(supervisor) == 60
+
+
 # ── places ──
 
 

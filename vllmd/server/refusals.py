@@ -66,9 +66,13 @@ def at_its_limit(who: str, what: str, limit: int) -> Unavailable:
 
 
 def retry_after_s(supervisor: Supervisor) -> int:
-    """When it makes sense to ask again, in seconds: after the load, if it is known how long that will take; and not
-    before it is tried again, where it is put off."""
+    """When it makes sense to ask again, in seconds: after the load, if it is known how long that will take; not before
+    it is tried again, where it is put off; and where others are away, as seldom as they are asked."""
+    engine, left_s = supervisor.engine, supervisor.status.eta_s
     if (pause_s := supervisor.pause_s) is not None:
         return min(math.ceil(pause_s) + RETRY_AFTER_S, LONGEST_PAUSE_S)
-    left_s = supervisor.status.eta_s
-    return RETRY_AFTER_S if left_s is None else min(max(math.ceil(left_s), 1), LONGEST_RETRY_AFTER_S)
+    if left_s is not None:
+        return min(max(math.ceil(left_s), 1), LONGEST_RETRY_AFTER_S)
+    if engine.state is State.STARTING and engine.setbacks:
+        return min(max(math.ceil(supervisor.policy.backoff_s(engine.setbacks)), RETRY_AFTER_S), LONGEST_PAUSE_S)
+    return RETRY_AFTER_S
