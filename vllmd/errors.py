@@ -32,6 +32,8 @@ VllmdError
 │       ├── NotListening     nobody took the connection
 │       └── CertainFailure   a second check would find the same
 ├── InstallError             the engine's environment could not be built
+│   ├── NotInstallable       trying again cannot help
+│   └── IndexUnreachable     the package index gives no answer, or none that helps
 ├── TrialFailed              a model did not come to a token in another environment
 ├── PullError                a model could not be fetched
 │   ├── Gated                the hub gives it only to those who accepted its terms
@@ -237,6 +239,14 @@ class InstallError(VllmdError):
     """The engine's environment could not be built."""
 
 
+class NotInstallable(InstallError):
+    """Nor could it be if one tried again: there is no such version, or it is made for another Python, or broken."""
+
+
+class IndexUnreachable(InstallError):
+    """The package index gives no answer, or none that helps. That is the fault of none of ours, and passes."""
+
+
 class TrialFailed(VllmdError):
     """A model did not come to a token in another environment, and is back in its own."""
 
@@ -327,6 +337,7 @@ OUTCOMES: dict[type[VllmdError], Outcome] = {
     EngineFailed: Outcome(503, "server_error", "engine_failed", ExitStatus.ERROR),
     EngineError: Outcome(502, "server_error", "engine_error", ExitStatus.ERROR),
     InstallError: Outcome(500, "server_error", "install_failed", ExitStatus.ERROR),
+    IndexUnreachable: Outcome(503, "server_error", "index_unreachable", ExitStatus.ERROR),
     TrialFailed: Outcome(500, "server_error", "trial_failed", ExitStatus.ERROR),
     PullError: Outcome(502, "server_error", "pull_failed", ExitStatus.ERROR),
     Gated: Outcome(403, "permission_error", "model_gated", ExitStatus.ERROR),

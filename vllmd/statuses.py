@@ -7,6 +7,9 @@ from typing import Any
 
 from vllmd.wire import known
 
+_IN_TROUBLE = ("failed", "backoff", "unhealthy")
+"""States in which the last verdict is what matters."""
+
 
 @dataclass(frozen=True)
 class PhaseSpan:
@@ -84,7 +87,7 @@ class ModelStatus:
     @property
     def summary(self) -> str:
         """State, phase and reason in a few words, such as `starting, loading weights 43 %`."""
-        if self.state in ("failed", "backoff", "unhealthy") and self.reason:
+        if self.state in _IN_TROUBLE and self.reason:
             return f"{self.state}: {self.reason}"
         if self.state == "stopped" and self.on_demand:
             return "not loaded, a request loads it"
@@ -96,12 +99,11 @@ class ModelStatus:
 
     @property
     def is_available(self) -> bool:
-        """Whether nothing is missing but a request: it is ready, or out of memory until one brings it in.
+        """Whether nothing is missing but a request: it is ready, or a request brings it in and it is in no trouble.
 
-        One that is loaded when vllmd starts, and was not yet, is on its way there.
+        One that gives way to another for a while, and comes back, is in order all the time.
         """
-        is_out = self.state == "asleep" or (self.state == "stopped" and (self.load == "demand" or self.generation > 0))
-        return self.state == "ready" or (self.on_demand and is_out)
+        return self.state == "ready" or (self.on_demand and self.state not in _IN_TROUBLE)
 
     @property
     def is_passing(self) -> bool:

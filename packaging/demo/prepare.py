@@ -12,9 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from vllmd.engine.diagnosis import diagnosis
 from vllmd.engine.distributions import Repair
 from vllmd.engine.environment import Environment, ensure, find_interpreter, installer_settings
-from vllmd.engine.installer import diagnosis, find_uv, inherited, installer_environ, no_index
+from vllmd.engine.installer import find_uv, inherited, installer_environ, no_index
 from vllmd.engine.run import Report, run
 from vllmd.engine.whole import built_beside, locked
 from vllmd.errors import InstallError, VllmdError

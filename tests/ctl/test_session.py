@@ -3,13 +3,20 @@
 import json
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ctl.shell import Shell, screen
-from ctl.stub_daemon import StubDaemon, chat, chunk, stream
+from ctl.stub_daemon import DONE, StubDaemon, chat, chunk, held_until, stream
+from waiting import until_sync
 
+from vllmd.ctl.prompt import Messages, assistant, user
+from vllmd.ctl.session import Session, joined
+
+PROMPT = ">>> "
 CHAT = "POST /v1/chat/completions"
 
 
@@ -113,6 +120,80 @@ def test_a_session_has_a_name_and_is_told_of_once(daemon: StubDaemon, shell: She
     assert asked(daemon) == ["document\n\nfirst?", "one", "second?"]
     assert files(home) == [path]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_several_at_once_lose_no_turn(daemon: StubDaemon, shell: Shell, home: Path) -> None:
+    assert shell.run("chat", "first?", "--session", "review", "-s", "Be brief").status == 0
+    released = threading.Event()
+    daemon.on(CHAT, stream(held_until(released), chunk("ok"), chunk("", "stop"), DONE))
+    count = 4
+    processes = [shell.start("chat", f"question {number}?", "--session", "review") for number in range(count)]
+    until_sync(lambda: len(daemon.requests) == 1 + count, "all of them to ask")
+    assert asked(daemon)[:3] == ["Be brief", "first?", "one"]
+    released.set()
+    for process in processes:
+        with process:
+            assert process.communicate(timeout=60) == (b"ok\n", b"")
+        assert process.returncode == 0
+    assert shell.run("chat", "last?", "--session", "review").status == 0
+    said = asked(daemon)
+    assert said[:3] + said[-1:] == ["Be brief", "first?", "one", "last?"]
+    assert sorted(said[3:-1:2]) == [f"question {number}?" for number in range(count)]
+    assert said[4:-1:2] == ["ok"] * count
+    assert files(home) == [home / "state" / "vllmctl" / "review.json"]
+
+
+def test_nor_do_many_that_end_in_the_same_moment(home: Path) -> None:
+    """Without the lock, one would read what another is about to replace."""
+    session = Session(f"{home}/review.json", "review")
+
+    def speak(number: int) -> None:
+        for turn in range(5):
+            before = (session.load() or ([], None))[0]
+            session.save([*before, user(f"{number} {turn}"), assistant("ok")], None, before)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(speak, range(8)))
+    found = session.load()
+    assert found is not None
+    said = [message["content"] for message in found[0][::2]]
+    assert sorted(said) == sorted(f"{number} {turn}" for number in range(8) for turn in range(5))
+    assert files(home) == [home / "review.json"]
+
+
+BOTH = [user("q1"), assistant("a1")]
+OURS, THEIRS = [user("q2"), assistant("a2")], [user("q3"), assistant("a3")]
+BRIEF, LONG = {"role": "system", "content": "brief"}, {"role": "system", "content": "long"}
+
+
+@pytest.mark.parametrize(
+    ("before", "theirs", "ours", "whole"),
+    [
+        (BOTH, BOTH, BOTH + OURS, BOTH + OURS),
+        (BOTH, BOTH + THEIRS, BOTH + OURS, BOTH + THEIRS + OURS),
+        ([], [LONG, *THEIRS], [BRIEF, *OURS], [BRIEF, *THEIRS, *OURS]),
+        (BOTH, BOTH + THEIRS, OURS, THEIRS + OURS),  # we have forgotten what both had
+        (BOTH, THEIRS, BOTH + OURS, THEIRS + OURS),  # they have
+        ([BRIEF, *BOTH], [LONG, *BOTH, *THEIRS], [BRIEF, *BOTH, *OURS], [LONG, *BOTH, *THEIRS, *OURS]),
+    ],
+)
+def test_what_several_have_said(before: Messages, theirs: Messages, ours: Messages, whole: Messages) -> None:
+    assert joined(before, theirs, ours) == whole
+
+
+def test_a_conversation_hears_what_was_said_in_its_session_meanwhile(daemon: StubDaemon, shell: Shell) -> None:
+    with screen(shell, "chat", "--session", "review", keys=True) as seen:
+        seen.read_prompt(PROMPT)
+        seen.type("first?\n")
+        seen.read_prompt(PROMPT)
+        assert shell.run("chat", "aside?", "--session", "review").status == 0
+        assert asked(daemon) == ["first?", "one", "aside?"]
+        for question in ("second?", "third?"):
+            seen.type(f"{question}\n")
+            seen.read_prompt(PROMPT)
+        seen.type("/bye\n")
+        assert seen.end() == 0
+    assert asked(daemon) == ["first?", "one", "aside?", "two", "second?", "three", "third?"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"messages": 3}', '{"owner": 0, "model": null, "messages": ["x"]}'])

@@ -32,11 +32,14 @@ def test_the_exit_status_is_the_default_model_s(daemon: StubDaemon, shell: Shell
     assert result.stdout.startswith(f"qwen: {state}")
 
 
-@pytest.mark.parametrize(("on_demand", "status"), [(True, 0), (False, 3)])
-def test_a_model_that_a_request_wakes_is_no_trouble(
-    daemon: StubDaemon, shell: Shell, on_demand: bool, status: int
+@pytest.mark.parametrize(
+    ("state", "on_demand", "status"),
+    [("asleep", True, 0), ("asleep", False, 3), ("starting", True, 0), ("backoff", True, 3)],
+)
+def test_a_model_that_a_request_brings_in_is_no_trouble(
+    daemon: StubDaemon, shell: Shell, state: str, on_demand: bool, status: int
 ) -> None:
-    daemon.on(STATUS, reply(wire.to_json(a_status("asleep", on_demand=on_demand))))
+    daemon.on(STATUS, reply(wire.to_json(a_status(state, on_demand=on_demand))))
     assert shell.run("status").status == status
 
 

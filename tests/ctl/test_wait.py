@@ -40,23 +40,23 @@ def test_it_waits_through_all_that_comes_before(daemon: StubDaemon, shell: Shell
     assert shell.run("wait").status == 0
 
 
-@pytest.mark.parametrize(
-    ("state", "more"),
-    [
-        ("asleep", {"generation": 1}),
-        ("stopped", {"load": "demand"}),
-        ("stopped", {"generation": 1}),
-    ],
-)
-def test_one_that_a_request_brings_in_is_as_good_as_ready(
-    daemon: StubDaemon, shell: Shell, state: str, more: dict[str, object]
-) -> None:
-    script(daemon, event("dozing", on_demand=True), event(state, on_demand=True, **more))  # type: ignore[arg-type]
+@pytest.mark.parametrize("state", ["asleep", "stopped"])
+def test_one_that_a_request_brings_in_is_as_good_as_ready(daemon: StubDaemon, shell: Shell, state: str) -> None:
+    script(daemon, event(state, on_demand=True))
     assert shell.run("wait").status == 0
 
 
-def test_but_not_one_that_is_loaded_in_a_moment_or_was_unloaded_by_hand(daemon: StubDaemon, shell: Shell) -> None:
-    before = [event("stopped", on_demand=True), event("stopped", load="demand", generation=1), event("asleep")]
+@pytest.mark.parametrize(
+    "before",
+    [
+        [event(state, on_demand=True) for state in ("stopping", "dozing", "starting")],
+        [event("stopped", load="demand", generation=1), event("asleep")],
+    ],
+    ids=["on its way", "unloaded by hand"],
+)
+def test_but_not_one_that_is_on_its_way_or_was_unloaded_by_hand(
+    daemon: StubDaemon, shell: Shell, before: list[bytes]
+) -> None:
     script(daemon, *before, event("failed", reason="out of memory"))
     assert shell.run("wait").status == 1
 

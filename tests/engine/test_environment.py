@@ -11,25 +11,25 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from loopback_index import loopback_index
 from wheels import settings, write_wheel
 
 from vllmd.engine import records, whole
+from vllmd.engine.diagnosis import diagnosis, last_words
 from vllmd.engine.distributions import Repair, overrides, pinned, repair_of
 from vllmd.engine.environment import Environment, Interpreter, ensure, environment_path, find_interpreter
 from vllmd.engine.environments import Environments
 from vllmd.engine.installer import (
-    diagnosis,
     explained,
     find_uv,
     installer_environ,
-    last_words,
     no_index,
     pip_settings,
     steps,
     uv_settings,
 )
 from vllmd.engine.run import run
-from vllmd.errors import InstallError
+from vllmd.errors import IndexUnreachable, InstallError, NotInstallable
 from vllmd.sections import EnvironmentSettings
 
 PYTHON = Interpreter(Path("/usr/bin/python3.11"), "3.11")
@@ -193,11 +193,43 @@ error: No solution found when resolving dependencies
   cause: Because there is no version of torch{platform_machine == 'x86_64'}==2.13.0+cpu and vllm>=0.32.0 depends on \
 torch{platform_machine == 'x86_64'}==2.13.0+cpu, we can conclude that vllm>=0.32.0 cannot be used.
 """
-REFUSED = """\
+FETCH = """\
 error: Request failed after 3 retries in 8.3s
   cause: Failed to fetch: http://127.0.0.1:9/simple/vllm/
-  cause: tcp connect error
-  cause: Connection refused (os error 111)
+"""
+SENDING = f"{FETCH}  cause: error sending request for url (http://127.0.0.1:9/simple/vllm/)\n"
+CONNECT = f"{SENDING}  cause: client error (Connect)\n"
+REFUSED = f"{CONNECT}  cause: tcp connect error\n  cause: Connection refused (os error 111)\n"
+NO_NAME = f"{CONNECT}  cause: dns error\n  cause: failed to lookup address information: Name or service not known\n"
+NO_TLS = f"{CONNECT}  cause: received corrupt message of type InvalidContentType\n"
+HANGS = f"{SENDING}  cause: operation timed out\n"
+HUNG_UP = f"{SENDING}  cause: client error (SendRequest)\n  cause: connection closed before message completed\n"
+BROKEN = (
+    f"{FETCH}  cause: HTTP status server error (503 Service Unavailable) for url (http://127.0.0.1:9/simple/vllm/)\n"
+)
+BUSY = f"{FETCH}  cause: HTTP status client error (429 Too Many Requests) for url (http://127.0.0.1:9/simple/vllm/)\n"
+DOWNLOAD = "Resolved 1 package in 52ms\nerror: Failed to download `vllm==1`\n"
+CUT = f"""\
+{DOWNLOAD}  cause: Failed to write to the distribution cache
+  cause: error decoding response body
+  cause: request or response body error
+  cause: error reading a body from connection
+"""
+STALLED = f"""\
+{DOWNLOAD}  cause: Failed to extract archive: vllm-1-py3-none-any.whl
+  cause: I/O operation failed during extraction
+  cause: Failed to download distribution due to network timeout. Try increasing UV_HTTP_TIMEOUT (current value: 2s).
+"""
+NOT_LISTED = f"{DOWNLOAD}  cause: HTTP status client error (404 Not Found) for url (http://127.0.0.1:9/f/vllm.whl)\n"
+CORRUPT = f"""\
+{DOWNLOAD}  cause: Failed to extract archive: vllm-1-py3-none-any.whl
+  cause: Bad uncompressed size (got 00000121, expected 000f4240) for file: big
+"""
+SPOILT = f"{DOWNLOAD}  cause: Hash mismatch for `vllm==1`\n         Expected:\n           sha256:00\n"
+NO_ZIP = """\
+error: No solution found when resolving dependencies
+  cause: Because vllm==1 has an invalid package format and you require vllm==1, we can conclude that your requirements \
+are unsatisfiable.
 """
 FULL = """\
 Prepared 1 package in 138ms
@@ -208,6 +240,19 @@ PIP_REFUSED = """\
 WARNING: Retrying after connection broken by 'NewConnectionError(': Failed to establish a new connection
 ERROR: Could not find a version that satisfies the requirement vllm==1 (from versions: none)
 ERROR: No matching distribution found for vllm==1
+"""
+PIP_BROKEN = """\
+ERROR: Could not install packages due to an OSError: HTTPConnectionPool(host='127.0.0.1', port=9): Max retries \
+exceeded with url: /f/vllm-1-py3-none-any.whl (Caused by ResponseError('too many 503 error responses'))
+"""
+PIP_LATE = """\
+WARNING: Retrying after connection broken by 'NewConnectionError(': Failed to establish a new connection
+ERROR: Could not find a version that satisfies the requirement vllm==1 (from versions: 0.1, 0.2)
+ERROR: No matching distribution found for vllm==1
+"""
+PIP_CERTIFICATE = """\
+WARNING: Retrying after connection broken by 'SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed')'
+ERROR: Could not find a version that satisfies the requirement vllm==1 (from versions: none)
 """
 PIP_NO_VERSION = """\
 ERROR: Could not find a version that satisfies the requirement vllm==1 (from versions: 0.1, 0.2)
@@ -221,6 +266,24 @@ CERTIFICATE = "error: Failed to fetch: https://mirror/simple\n  cause: invalid p
 
 
 @pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        *((said, IndexUnreachable) for said in (REFUSED, NO_NAME, HANGS, HUNG_UP, BROKEN, BUSY, CUT, STALLED)),
+        *((said, IndexUnreachable) for said in (PIP_REFUSED, PIP_BROKEN)),
+        *((said, NotInstallable) for said in (NO_VERSION, PIP_NO_VERSION, PIP_LATE, NO_TORCH, WRONG_PYTHON)),
+        *((said, NotInstallable) for said in (CORRUPT, SPOILT, NO_ZIP)),
+        *(
+            (said, InstallError)
+            for said in (NO_TLS, NOT_LISTED, FULL, CERTIFICATE, PIP_CERTIFICATE, "", "error: the moon")
+        ),
+        (f"{REFUSED}\nerror: the moon is full", InstallError),  # it has got over that
+    ],
+)
+def test_an_index_that_is_away_comes_back_and_what_it_has_not_does_not(said: str, kind: type[InstallError]) -> None:
+    assert type(diagnosis("vllm==1", "vllm", said.splitlines(), 1)) is kind
+
+
+@pytest.mark.parametrize(
     ("said", "status", "cause", "hint"),
     [
         (NO_VERSION, 1, "no such version", "check the name"),
@@ -231,6 +294,9 @@ CERTIFICATE = "error: Failed to fetch: https://mirror/simple\n  cause: invalid p
         (FULL, 2, "disk is full", "free some space"),
         (WRONG_PYTHON, 1, "not made for this version of Python", "`python`"),
         (CERTIFICATE, 2, "certificate", "SSL_CERT_FILE"),
+        (PIP_CERTIFICATE, 1, "certificate", "SSL_CERT_FILE"),
+        (NOT_LISTED, 2, "does not give", "mirror"),
+        (CORRUPT, 2, "is broken", "index"),
         ("", -9, "signal 9", "OOM"),
         ("error: the moon is full", 2, "exit status 2: the moon is full", "journal"),
     ],
@@ -411,6 +477,25 @@ async def test_a_version_that_is_not_there(environments: Path, find_installer: C
     with pytest.raises(InstallError) as caught:
         await ensure("vllm==9.9.9", environments, "", print, find_installer)
     assert "vllm==9.9.9 could not be installed: there is no such version" in caught.value.message
+    assert visible(environments) == []
+
+
+@pytest.mark.parametrize("trouble", ["503", "429", "cut", "away"])
+async def test_an_index_that_is_away_is_told_from_one_that_has_no_such_version(
+    environments: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    with loopback_index(environments.parent / "wheels") as index:
+        for name, value in index.settings.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(NotInstallable, match="there is no such version"):
+            await ensure("vllm==9.9.9", environments, "", print)
+        index.trouble = trouble
+        if trouble != "away":
+            with pytest.raises(IndexUnreachable, match="the package index cannot be reached"):
+                await ensure("vllm==0.0.1", environments, "", print)
+    if trouble == "away":
+        with pytest.raises(IndexUnreachable, match="Connection refused"):
+            await ensure("vllm==0.0.1", environments, "", print)
     assert visible(environments) == []
 
 

@@ -1,7 +1,7 @@
 """Engines ask for memory, wait for it, are told why there is none, and are made to give it back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from vllmd.engine.causes import Cause
 from vllmd.engine.checkpoint import Part, Weights
 from vllmd.engine.feed import Feed
 from vllmd.engine.fit import GIB, Question, Room
+from vllmd.engine.fitting import Devices
+from vllmd.engine.gpu import Card
 from vllmd.engine.memory import Host
 from vllmd.engine.plan import Plan
 from vllmd.engine.residency import Rules
@@ -69,8 +71,14 @@ class World:
         self.unread: set[str] = set()
         self.feed = Feed()
         self.rules = Rules()
+        self.asked = self.decided = 0
+        """How often the driver was asked, and how often a round has ended."""
         self._left = asyncio.Event()
-        self.residents = Residents(lambda: self.rules, self.feed, self, self, patience_s)
+        self.residents = Residents(self._decides, self.feed, self, self, patience_s)
+
+    def _decides(self) -> Rules:
+        self.decided += 1
+        return self.rules
 
     # ── what files and devices say ──
 
@@ -85,10 +93,16 @@ class World:
         assert isinstance(SHAPE, Shape)
         weights = Weights(Part(self.weights * GIB // 2), Part(self.weights * GIB // 2))
         wants = replace(wants, tensor=0) if self.odd else wants
-        return Question(plan.name, weights, SHAPE, await self.room_of(plan, self.device, wants), wants)
+        there = await self.devices({self.device})
+        return Question(plan.name, weights, SHAPE, self.room_of(plan, self.device, wants, there), wants)
 
-    async def room_of(self, plan: Plan, device: str, wants: Wants) -> Room | Unknown:
-        return Room(device, self.total, self.free, ("GPU-0",)) if device else Unknown("nobody knows")
+    async def devices(self, kinds: Collection[str]) -> Devices:
+        self.asked += 1
+        return Devices((Card("GPU-0", self.total, self.free),))
+
+    def room_of(self, plan: Plan, device: str, wants: Wants, there: Devices) -> Room | Unknown:
+        (card,) = there.cards
+        return Room(device, card.total, card.free, (card.uuid,)) if device else Unknown("nobody knows")
 
     # ── the requests ──
 
@@ -173,6 +187,21 @@ async def test_whoever_waits_for_a_model_has_the_idle_one_make_room_for_it() -> 
         assert await start is None
         assert b.stay is not None
         assert b.stay.claim == pytest.approx(0.6 * there.total, abs=1)
+
+
+async def test_the_driver_is_asked_once_for_all_who_wait() -> None:
+    async with world() as there:
+        _, _, start = await there.contested(running=1)
+        owners = [Owner(f"m{number}", args={"gpu-memory-utilization": 0.6}) for number in range(20)]
+        there.waiting.update({each.name: 1 for each in owners})
+        starts = [start, *map(there.bids, owners)]
+        await until(lambda: all(each.stay and each.stay.is_bidding for each in owners), "all of them to wait")
+        asked, decided = there.asked, there.decided
+        await until(lambda: there.decided >= decided + 3, "three rounds")
+        assert there.asked - asked <= there.decided - decided + 1
+        assert not any(each.done() for each in starts)
+        for each in starts:
+            each.cancel()
 
 
 async def test_requests_that_run_are_waited_for_and_new_ones_held() -> None:

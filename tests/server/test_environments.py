@@ -12,11 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemons import Daemon, running
+from loopback_index import loopback_index
 from service_manager import Manager, Service
 from waiting import until, until_sync
 from wheels import engine, settings, write_wheel
@@ -26,6 +28,14 @@ from vllmd.engine.environment import environment_path, find_interpreter
 from vllmd.engine.variants import look, requirement, suited
 
 ENVIRONMENTS = "/api/environments"
+NO_MEMORY = {
+    "memory not free": "ValueError: Free memory on device cuda:0 (8.1/79.1 GiB) on startup is less than desired GPU "
+    "memory utilization (0.9, 71.19 GiB).",
+    "out of GPU memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total "
+    "capacity of 79.10 GiB of which 1.25 GiB is free.",
+}
+"""What vLLM says where others hold the memory that it needs: at once, or when it loads the weights."""
+
 HANGS = "import subprocess; subprocess.run(['sleep', '600'])"
 VERSIONS: dict[str, str] = {
     "1": engine(),
@@ -154,10 +164,20 @@ async def test_one_that_brings_no_token_makes_way_for_the_old_one(versions: Daem
     assert failed["lines"][-1] in versions.log
 
 
-async def test_where_there_is_memory_for_two_the_one_that_serves_notices_nothing(versions: Daemon) -> None:
-    versions.configure({}, {"supervision": PATIENCE, "memory": {"max_models": 0}})
-    assert versions.fetch("/api/reload", "POST")[0] == 200
+@contextmanager
+def memory_for_two(daemon: Daemon) -> Iterator[None]:
+    """By vllmd's own count a second engine may start beside the one that serves."""
+    daemon.configure({}, {"supervision": PATIENCE, "memory": {"max_models": 0}})
+    assert daemon.fetch("/api/reload", "POST")[0] == 200
     try:
+        yield
+    finally:
+        daemon.configure({}, {"supervision": PATIENCE, "memory": {"max_models": 1}})
+        assert daemon.fetch("/api/reload", "POST")[0] == 200
+
+
+async def test_where_there_is_memory_for_two_the_one_that_serves_notices_nothing(versions: Daemon) -> None:
+    with memory_for_two(versions):
         engine = versions.engine_pid
         for version, why in (("3", "exited with status 1"), ("5", "showed no sign of progress")):
             job = use(versions, version)
@@ -178,9 +198,25 @@ async def test_where_there_is_memory_for_two_the_one_that_serves_notices_nothing
         assert any("a token came in vllm-2" in line and "beside the one that serves" in line for line in done["lines"])
         assert runs_in(versions).startswith("vllm-2-")
         assert not list(versions.folder.glob("r/*trial*")), "nothing is left of trials"
-    finally:
-        versions.configure({}, {"supervision": PATIENCE, "memory": {"max_models": 1}})
-        assert versions.fetch("/api/reload", "POST")[0] == 200
+
+
+@pytest.mark.parametrize("cause", NO_MEMORY)
+async def test_where_vllm_itself_finds_too_little_memory_for_two_requests_wait_for_the_new_one(
+    versions: Daemon, cause: str
+) -> None:
+    before, once = versions.engine_pid, versions.folder / cause
+    with memory_for_two(versions):
+        versions.control(start_end="exit:1", start_last=NO_MEMORY[cause], once=str(once), ready_after_s=1)
+        job = use(versions, "2")
+        await until(once.exists, "the trial to end for want of memory")
+        await until(lambda: versions.model().state != "ready", "the one that serves to make way")
+        held = asyncio.create_task(versions.unix.ask("/api/prompt", {"prompt": "meanwhile", "stream": False}))
+        done = await asyncio.to_thread(outcome, versions, job)
+        assert done["state"] == "done", done
+        assert "tiny: there is no memory for a second engine in vllm-2" in "\n".join(done["lines"])
+        assert (await held).status == 200
+        assert runs_in(versions).startswith("vllm-2-")
+        assert (versions.engine_pid != before, versions.model().restarts, versions.model().cause) == (True, 0, "")
 
 
 async def test_a_trial_that_is_called_off_ends_where_it_began(versions: Daemon) -> None:
@@ -310,6 +346,32 @@ def test_a_start_waits_for_the_installation_of_another_for_longer_than_its_own_p
             assert daemon.log.count("waiting for the installation that another model has begun") == 1
     finally:
         daemon.see_to_its_end()
+
+
+def test_a_package_index_that_is_away_is_waited_for_without_end_and_a_version_that_it_has_not_is_not(
+    wheels: Path,
+) -> None:
+    with loopback_index(wheels) as index:
+        index.trouble = "503"
+        daemon = Daemon(environ=index.settings, environment={"path": "", "requirement": "vllm==1"})
+        try:
+            daemon.start(ready=False)
+            # Three failures of its own would be one too many.
+            until_sync(lambda: daemon.model().restarts > 3, "it to be tried again and again", 90)
+            model = daemon.model()
+            assert (model.cause, "503 Service Unavailable" in model.reason) == ("package index unreachable", True)
+            index.trouble = ""
+            daemon.wait_for("ready", 90)
+            assert runs_in(daemon).startswith("vllm-1-")
+            assert len(list(daemon.folder.rglob("incidents/*.json"))) == 1, "a night without an index is one incident"
+            generation = daemon.model().generation
+            daemon.configure({}, {"environment": {"path": "", "requirement": "vllm==7"}})
+            daemon.fetch("/api/reload", "POST")
+            daemon.wait_for("failed", 90)
+            assert daemon.model().generation == generation + 1, "once is enough"
+            assert "there is no such version" in daemon.model().reason
+        finally:
+            daemon.see_to_its_end()
 
 
 def test_what_served_first_is_what_a_newer_vllmd_goes_on_with(tmp_path: Path) -> None:

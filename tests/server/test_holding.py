@@ -88,6 +88,22 @@ async def test_a_client_that_does_not_want_to_wait_gets_503_at_once(start: Start
     assert not daemon.requests()
 
 
+async def test_a_client_is_told_not_to_ask_before_the_next_try(start: Start) -> None:
+    pause = {"backoff_initial_s": 600, "backoff_max_s": 600}
+    daemon = start(ready=False, knobs={"start_end": "exit:1"}, supervision=pause)
+    daemon.wait_for("backoff")
+    answer = await daemon.unix.ask(*KINDS[0], headers={"X-Vllmd-Wait": "0"})
+    assert (answer.status, answer.header("retry-after")) == (503, "60")
+    assert (await daemon.unix.ask("/ready")).header("retry-after") == "60"
+    daemon.control()
+    assert daemon.order("restart", wait=True)[0] == 200
+    daemon.control(**NEVER)
+    daemon.order("restart")
+    daemon.wait_for("starting")
+    answer = await daemon.unix.ask(*KINDS[0], headers={"X-Vllmd-Wait": "0"})
+    assert 0 < int(answer.header("retry-after")) < 60, "the pause is over"
+
+
 async def test_waiting_ends_after_wait_s(start: Start) -> None:
     daemon = start(ready=False, knobs=NEVER, queue={"wait_s": 0.3})
     for path, body in KINDS:

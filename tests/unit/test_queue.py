@@ -38,6 +38,7 @@ class Stub(Supervisor):
         super().__init__(Plan("m", Model("m"), EnvironmentSettings(), Paths(), {}), Policy(), feed)
         self._client = EngineClient(Path("/nonexistent"))
         self.eta_s: int | None = None
+        self.put_off_s: float | None = None
         self.be(state)
 
     def be(self, state: State) -> None:
@@ -48,6 +49,10 @@ class Stub(Supervisor):
     @property
     def status(self) -> ModelStatus:
         return ModelStatus("m", state=self.engine.state.value, eta_s=self.eta_s)
+
+    @property
+    def pause_s(self) -> float | None:
+        return self.put_off_s
 
 
 class Bench:
@@ -505,6 +510,25 @@ async def test_when_to_ask_again_is_after_the_load(eta_s: int | None, told: int)
     supervisor = Stub(Feed(), State.STARTING)
     supervisor.eta_s = eta_s
     assert retry_after_s(supervisor) == told
+
+
+@pytest.mark.parametrize(("pause_s", "told"), [(0.0, 5), (0.2, 6), (30.5, 36), (3600.0, 60)])
+async def test_when_to_ask_again_is_after_the_pause(pause_s: float, told: int) -> None:
+    supervisor = Stub(Feed(), State.BACKOFF)
+    supervisor.put_off_s = pause_s
+    assert retry_after_s(supervisor) == told
+
+
+@pytest.mark.parametrize(("state", "setbacks", "told"), [("starting", 1, 5), ("starting", 5, 16), ("ready", 9, 5)])
+async def test_who_asks_while_others_are_away_asks_as_seldom_as_they_are_asked(
+    state: str, setbacks: int, told: int
+) -> None:
+    supervisor = Stub(Feed())
+    supervisor.engine = Engine(State(state), setbacks=setbacks)
+    assert retry_after_s(supervisor) == told
+    supervisor.policy = Policy(backoff_max_s=3600)
+    supervisor.engine = Engine(State.STARTING, setbacks=20)
+    assert retry_after_s(supervisor) == 60
 
 
 # ── places ──

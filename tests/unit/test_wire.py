@@ -256,12 +256,10 @@ def test_a_status_in_words(change: Mapping[str, Any], summary: str, sentence: st
         ({"state": "ready"}, True),
         ({"state": "asleep", "on_demand": True}, True),
         ({"state": "asleep"}, False),
-        ({"state": "dozing", "on_demand": True}, False),
-        ({"on_demand": True}, False),  # nobody has loaded it yet
-        ({"on_demand": True, "generation": 1}, True),
-        ({"on_demand": True, "load": "demand"}, True),
-        ({"load": "demand"}, False),
-        ({"state": "failed", "on_demand": True, "generation": 1}, False),
+        ({"on_demand": True}, True),
+        *(({"state": state, "on_demand": True}, True) for state in ("stopping", "dozing", "starting")),
+        *(({"state": state}, False) for state in ("stopped", "stopping", "dozing", "starting")),
+        *(({"state": state, "on_demand": True}, False) for state in ("unhealthy", "backoff", "failed")),
     ],
 )
 def test_what_a_request_brings_in_is_as_good_as_ready(change: Mapping[str, Any], is_available: bool) -> None:

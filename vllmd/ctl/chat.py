@@ -134,6 +134,8 @@ class Chat:
         self._invocation = invocation
         self._name = name
         self._goes_on = goes_on
+        self._known: Messages | None = None
+        """What stands in the session, as far as we know; None if we begin anew."""
 
     def run(self, system: str | None, text: str | None, fields: dict[str, Any], manner: Manner) -> ExitStatus:
         """Asks the question, or all that a person at the terminal asks.
@@ -169,11 +171,15 @@ class Chat:
             self._invocation.terminal.note(f"a new session: {session.path}")
         elif found is None:
             raise nothing_to_continue(session)
-        return found or ([], None)
+        messages, model = found or ([], None)
+        self._known = messages
+        return messages, model
 
-    def _save(self, messages: Messages, fields: dict[str, Any]) -> None:
+    def _save(self, messages: Messages, fields: dict[str, Any]) -> Messages:
+        """Keeps what was said, if that is to be; returns it, with what others have said in the session meanwhile."""
         if session := self._session():
-            session.save(messages, fields.get("model"))
+            messages = self._known = session.save(messages, fields.get("model"), self._known)
+        return messages
 
     def _session(self) -> "Session | None":
         # Imported only here: most questions belong to no conversation, and a session is saved when the answer is out.

@@ -32,7 +32,7 @@ Ctrl-C            stop the answer; again: leave'''
 
 LEAVE = ("/bye", "/exit", "/quit")
 
-Save = Callable[[Messages, dict[str, Any]], None]
+Save = Callable[[Messages, dict[str, Any]], Messages]
 
 
 class Dialogue:
@@ -43,7 +43,7 @@ class Dialogue:
         messages: what was said before.
         parameters: the requests' other fields; `/set` changes them.
         manner: how answers are shown; `/stats` changes it.
-        save: is told what was said after each answer.
+        save: is told what was said after each answer, and tells what is to be gone on with.
     """
 
     def __init__(
@@ -112,8 +112,7 @@ class Dialogue:
             return
         self._is_leaving = answer.finish == STOPPED
         if answer.text or not self._is_leaving:
-            self._messages = [*messages, assistant(answer.text)]
-            self._save(self._messages, self._parameters)
+            self._messages = self._save([*messages, assistant(answer.text)], self._parameters)
 
     # ── commands ──
 

@@ -3,12 +3,15 @@
 A terminal's conversation lies in the user's runtime directory, which is in memory and gone at logout; it is written
 only where a terminal is, so that scripts and cron leave no trace. A named one lies in the user's state directory.
 Nobody but the user may read either. The daemon keeps nothing.
+
+Several may go on with one conversation at the same time: each keeps what the others have added meanwhile.
 """
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, flock
 from typing import NamedTuple
 
 from vllmd.ctl.failure import Failure
@@ -49,18 +52,42 @@ class Session(NamedTuple):
         except (ValueError, TypeError, KeyError) as error:
             raise Failure(f"{self.path} holds no conversation", f"begin anew:  rm {self.path}") from error
 
-    def save(self, messages: Messages, model: str | None) -> None:
-        """Writes what was said, whole or not at all.
+    def save(self, messages: Messages, model: str | None, before: Messages | None) -> Messages:
+        """Writes what was said, whole or not at all; and returns it, with what others have said meanwhile.
+
+        Args:
+            messages: the last two are the turn that has just ended.
+            before: what stood there when it was looked at last; None to begin anew, whatever stands there.
 
         Raises:
             Failure: it cannot be written, and the user has asked for it by name.
         """
         try:
             os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            _write_whole(self.path, json.dumps({"owner": self.owner, "model": model, "messages": messages}).encode())
+            with _alone(self.path):
+                found = self.load() if before is not None else None
+                if found and before is not None:
+                    messages = joined(before, found[0], messages)
+                table = {"owner": self.owner, "model": model, "messages": messages}
+                _write_whole(self.path, json.dumps(table).encode())
         except OSError as error:
             if self.name:  # of a terminal's, `-c` will say that there is nothing to continue
                 raise Failure(f"cannot save the session {self.name}: {error.strerror}: {self.path}") from error
+        return messages
+
+
+def joined(before: Messages, theirs: Messages, ours: Messages) -> Messages:
+    """A conversation with which several have gone on: what others have added, then the turn that has just ended.
+
+    Args:
+        before: what all of them had.
+        theirs: what it is by now; not always more: others may have begun anew.
+        ours: what we make of it, the last two messages being that turn.
+    """
+    if theirs[: len(before)] != before:
+        return theirs + ours[-2:]
+    added = [message for message in theirs[len(before) :] if message["role"] != "system"]
+    return ours[:-2] + added + ours[-2:]
 
 
 def terminal_session(terminal: Terminal, environ: Mapping[str, str]) -> Session | None:
@@ -94,6 +121,30 @@ def _message(table: object) -> dict[str, str]:
     if not isinstance(table, dict):
         raise TypeError
     return {"role": str(table["role"]), "content": str(table["content"])}
+
+
+@contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Keeps others from writing, flock(2). A file beside does that: what is written is replaced, and NFS locks no
+    directories."""
+    name = f"{path}.lock"
+    while True:
+        with open(name, "ab", opener=_for_the_user_alone) as lock:
+            flock(lock, LOCK_EX)
+            if not _is_at(name, os.fstat(lock.fileno())):
+                continue  # whoever had it has removed it
+            try:
+                yield
+            finally:
+                os.unlink(name)
+            return
+
+
+def _is_at(path: str, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), file)
+    except FileNotFoundError:
+        return False
 
 
 def _write_whole(path: str, data: bytes) -> None:

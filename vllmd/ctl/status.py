@@ -24,8 +24,8 @@ LOADS = {"demand": "on demand", "manual": "by hand"}
 def status(invocation: Invocation, as_json: bool) -> ExitStatus:
     """Show what the daemon and its models are doing.
 
-    The exit status is 0 if the default model is ready, or out of memory until a request brings it in; 3 if it is
-    neither, 4 if that cannot be told.
+    The exit status is 0 if the default model is ready, or a request brings it into memory and nothing is wrong with it;
+    3 if it is neither, 4 if that cannot be told.
     """
     try:
         table = invocation.client().ask("GET", STATUS)

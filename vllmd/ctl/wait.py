@@ -45,12 +45,12 @@ def wait(invocation: Invocation, model: str | None, timeout_s: float | None) -> 
     """Wait until a model is ready.
 
     Also waits for a daemon that is not there yet. One that is out of memory until a request brings it in counts as
-    ready. Ends with 1 if the model has failed. Without MODEL: the default one.
+    ready; one on its way in or out is waited for. Ends with 1 if the model has failed. Without MODEL: the default one.
     """
     last = "nothing was heard of it"
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     for news in watch(invocation.client(), model, deadline):
-        if isinstance(news, ModelStatus) and news.is_available:
+        if isinstance(news, ModelStatus) and news.is_available and not news.is_passing:
             return ExitStatus.OK
         if isinstance(news, ModelStatus) and news.state == "failed":
             raise Failure(f"{news.name} {news.sentence()}", news.hint or LOOK)

@@ -25,6 +25,7 @@ class Cause(StrEnum):
     GATED = "gated model"
     TOKEN_REFUSED = "token refused"
     HUB_UNREACHABLE = "hub unreachable"
+    INDEX_UNREACHABLE = "package index unreachable"
     NO_SPACE = "no space on disk"
     OUT_OF_GPU_MEMORY = "out of GPU memory"
     OUT_OF_MEMORY = "out of memory"

@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllmd.engine import records
+from vllmd.engine.diagnosis import diagnosis, last_words
 from vllmd.engine.distributions import overrides, pinned, repair_of, write_alias
 from vllmd.engine.inspection import Inspection
 from vllmd.engine.installer import (
     Step,
-    diagnosis,
     explained,
     find_uv,
     installer_environ,
-    last_words,
     no_index,
     pip_settings,
     steps,
@@ -37,7 +36,7 @@ from vllmd.engine.redaction import redacted, secrets_in
 from vllmd.engine.run import Report, gently, output, run
 from vllmd.engine.variants import NO_ROCM, NO_ROCM_HINT
 from vllmd.engine.whole import SCRATCH, built_beside, locked
-from vllmd.errors import InstallError
+from vllmd.errors import InstallError, NotInstallable
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,12 @@ async def ensure(
         InstallError: it could not be built; says why, and what to do.
     """
     if not requirement:
-        raise InstallError(NO_ROCM, NO_ROCM_HINT)
+        raise NotInstallable(NO_ROCM, NO_ROCM_HINT)
     interpreter = await find_interpreter(python)
     needed = repair_of(requirement).python
     if needed and needed != interpreter.version:
         message = f"{requirement} needs Python {needed}, and {interpreter.path} is Python {interpreter.version}"
-        raise InstallError(message, f"set `python` to the path of a Python {needed}")
+        raise NotInstallable(message, f"set `python` to the path of a Python {needed}")
     environment = Environment(environment_path(requirement, environments, interpreter))
     if environment.is_there:
         return environment

@@ -2,14 +2,15 @@
 decided by `residency`."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllmd.engine import checkpoint, gpu, memory
 from vllmd.engine.checkpoint import Checkpoint, Weights
 from vllmd.engine.fit import Question, Room, judge
 from vllmd.engine.gpu import Card
+from vllmd.engine.memory import Host
 from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Shape, Unknown, read_shape
 from vllmd.engine.wants import Wants, flag, read_wants
@@ -19,6 +20,19 @@ GPU, CPU = "GPU", "CPU"
 
 _BUILT_FOR = {"cpu": CPU, "rocm": "", "tpu": "", "xpu": ""}
 """Words in the version of vLLM (platforms/__init__.py) → device; none of them: NVIDIA's GPUs."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The memory of devices at one moment, for as many models as want to know of it.
+
+    Args:
+        cards: all GPUs; none where they were not asked for, or nobody answers.
+        host: main memory, likewise.
+    """
+
+    cards: tuple[Card, ...] = ()
+    host: Host | None = None
 
 
 async def fit_of(plan: Plan, root: Path | None, *, length: int = 0, is_alive: bool = False) -> Fit:
@@ -44,22 +58,32 @@ async def question_of(plan: Plan, root: Path | None, *, length: int = 0) -> Ques
     wants = read_wants(plan.model, environ, is_cpu=device == CPU)
     wants = replace(wants, length=length) if length else wants
     weights, shape = await asyncio.to_thread(_files, plan, environ)
-    return Question(plan.name, weights, shape, await room_of(plan, device, wants), wants)
+    return Question(plan.name, weights, shape, room_of(plan, device, wants, await devices({device})), wants)
 
 
-async def room_of(plan: Plan, device: str, wants: Wants) -> Room | Unknown:
-    """The memory of the devices that an engine will have, as it is now.
+async def devices(kinds: Collection[str]) -> Devices:
+    """The memory of all devices of these kinds, as it is now; takes as long as the slowest driver (`gpu.ANSWER_S`).
+
+    Args:
+        kinds: as of `device_of`; others are not asked for.
+    """
+    main_memory = await asyncio.to_thread(memory.host) if CPU in kinds else None
+    return Devices(await gpu.cards() if GPU in kinds else (), main_memory)
+
+
+def room_of(plan: Plan, device: str, wants: Wants, there: Devices) -> Room | Unknown:
+    """The memory of the devices that an engine will have.
 
     Args:
         device: what its environment's vLLM was built for (`device_of`).
+        there: all that there are of this kind.
     """
     if device == CPU:
-        host = await asyncio.to_thread(memory.host)
-        if host is None:
+        if there.host is None:
             return Unknown("the kernel does not say how much memory there is")
-        return Room(CPU, host.total // wants.devices, host.free // wants.devices, (CPU,))
+        return Room(CPU, there.host.total // wants.devices, there.host.free // wants.devices, (CPU,))
     if device == GPU:
-        return room_on(await gpu.cards(), wants, plan.variables(0, Path()).get("CUDA_VISIBLE_DEVICES"))
+        return room_on(there.cards, wants, plan.variables(0, Path()).get("CUDA_VISIBLE_DEVICES"))
     return Unknown("nobody knows what device this vLLM serves from")
 
 

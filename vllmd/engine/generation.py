@@ -31,7 +31,15 @@ from vllmd.engine.startups import Recorder, Startups
 from vllmd.engine.stay import Stay
 from vllmd.engine.verdict import explain
 from vllmd.engine.whole import WAITING
-from vllmd.errors import InstallError, JobCancelled, PullError, UnknownFlags, VllmdError
+from vllmd.errors import (
+    IndexUnreachable,
+    InstallError,
+    JobCancelled,
+    NotInstallable,
+    PullError,
+    UnknownFlags,
+    VllmdError,
+)
 from vllmd.incident import IncidentReport, Versions
 from vllmd.lifecycle import Verdict
 from vllmd.provisions import JobStatus
@@ -409,8 +417,10 @@ def _root_of(leader: int) -> Path | None:
 def _why_not(error: VllmdError | OSError) -> Verdict:
     """Why an engine was not even started."""
     match error:
+        case IndexUnreachable():
+            return Verdict(Cause.INDEX_UNREACHABLE, error.message, error.hint, retry_after_s=0.0)
         case InstallError():
-            return Verdict("install failed", error.message, error.hint)
+            return Verdict("install failed", error.message, error.hint, permanent=isinstance(error, NotInstallable))
         case UnknownFlags():
             return Verdict(Cause.BAD_ARGUMENT, error.message, error.hint, permanent=True)
         case PullError():

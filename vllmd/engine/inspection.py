@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllmd.engine.diagnosis import last_words
 from vllmd.engine.flags import listed
-from vllmd.engine.installer import inherited, last_words
+from vllmd.engine.installer import inherited
 from vllmd.engine.run import Report, gently, run
 from vllmd.errors import InstallError
 

@@ -1,4 +1,4 @@
-"""What uv or pip is told to do, and what is meant by what it says.
+"""What uv or pip is told to do.
 
 uv builds an environment in a tenth of pip's time, but does not read pip's configuration, in which administrators have
 written down their mirrors, wheel directories and certificates. So that configuration is translated here.
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllmd.engine.distributions import Repair
-from vllmd.errors import InstallError
 
 # pip's option → uv's variable, and what stands between the values where both take several (pip: white space).
 _UV_VARIABLES = {
@@ -155,74 +154,3 @@ def explained(line: str) -> list[str]:
     """What to report for one line of an installer's: the line, and what silently follows it."""
     follows = {"Prepared ": "copying into the environment", "Installed ": "compiling bytecode"}
     return [line, *(text for start, text in follows.items() if line.startswith(start))]
-
-
-def last_words(lines: Sequence[str], limit: int = 600) -> str:
-    """The last meaningful lines of a failed command as one: from its last error on, else the last line."""
-    words = [" ".join(line.split()) for line in lines if line.strip()]
-    errors = [i for i, line in enumerate(words) if line.lower().startswith("error")]
-    text = " ".join(words[errors[-1] :] if errors else words[-1:])
-    return re.sub(r"^error:\s*", "", text, flags=re.I)[:limit].rstrip(" .")
-
-
-_NETWORK = "the package index cannot be reached"
-_CAUSES = [
-    (
-        r"No space left on device|os error 28\b|Disk quota exceeded",
-        "the disk is full",
-        "free some space where the environments lie (vLLM takes 3 to 15 GB) and where uv has its cache",
-    ),
-    (
-        r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate|UnknownIssuer",
-        "the certificate of the package index is not trusted",
-        "name the authority's file in pip's `cert` or in SSL_CERT_FILE",
-    ),
-    (
-        r"error sending request|Failed to fetch|dns error|network was disabled|timed out|[Nn]etwork is unreachable"
-        r"|Failed to establish a new connection|Connection refused|name resolution",
-        _NETWORK,
-        "check the network; a mirror or a proxy is taken from pip's configuration, PIP_* and UV_* variables",
-    ),
-    (
-        r"does not satisfy Python|matching Python (ABI|version) tag|requires a different Python",
-        "it is not made for this version of Python",
-        "set `python` to an interpreter that it is made for",
-    ),
-]
-
-
-def diagnosis(requirement: str, name: str, lines: Sequence[str], exit_status: int) -> InstallError:
-    """Why an installer failed, and what to do about it.
-
-    Args:
-        requirement: what was to be installed.
-        name: its distribution's name.
-        lines: what the installer printed.
-        exit_status: its exit status; negative for the signal that killed it.
-    """
-    text, words = "\n".join(lines), last_words(lines)
-    causes = [(cause, hint) for pattern, cause, hint in _CAUSES if re.search(pattern, text)]
-    cause, hint = next(iter([*causes, *_missing(name, text), _unknown(exit_status)]))
-    return InstallError(f"{requirement} could not be installed: {cause}" + (f": {words}" if words else ""), hint)
-
-
-def _missing(name: str, text: str) -> list[tuple[str, str]]:
-    """The distribution that no index has: the wanted one, or one that it asks for."""
-    pattern = (
-        r"no version of (\S+)|Because (\S+) was not found in|No matching distribution found for (\S+)"
-        r"|has no wheels with a matching platform()"
-    )
-    match = re.search(pattern, re.sub(r"\{[^}]*\}", "", text))  # uv puts markers between a name and its version
-    if match is None:
-        return []
-    missing = next((group for group in match.groups() if group), name)
-    if re.match(rf"{re.escape(name)}([=<>\[;]|$)", missing, flags=re.I):
-        return [("there is no such version for this machine and Python", "check the name and the version")]
-    hint = "add the index or directory that has it to pip's configuration (extra-index-url, find-links)"
-    return [(f"it needs {missing}, which is not to be had", hint)]
-
-
-def _unknown(exit_status: int) -> tuple[str, str]:
-    if exit_status < 0:
-        return f"the installer was killed by signal {-exit_status}", "look for the kernel's OOM killer in the journal"
-    return f"the installer failed with exit status {exit_status}", "its words are in the journal"

@@ -1,10 +1,12 @@
 """What a stay in memory has to do with: whose engine it is, and what files and devices say of it."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from vllmd.engine.fit import Question, Room
+from vllmd.engine.fitting import Devices
 from vllmd.engine.memory import Host
 from vllmd.engine.plan import Plan
 from vllmd.engine.shape import Unknown
@@ -39,8 +41,11 @@ class Facts(Protocol):
     async def question_of(self, plan: Plan, root: Path | None) -> Question:
         """What has to be known to say whether a model fits."""
 
-    async def room_of(self, plan: Plan, device: str, wants: Wants) -> Room | Unknown:
-        """The memory of the devices that an engine will have, as it is now."""
+    async def devices(self, kinds: Collection[str]) -> Devices:
+        """The memory of all devices of these kinds, as it is now."""
+
+    def room_of(self, plan: Plan, device: str, wants: Wants, there: Devices) -> Room | Unknown:
+        """The memory of the devices that an engine will have, of those that there are."""
 
     def host(self) -> Host | None:
         """Main memory, as it is now."""

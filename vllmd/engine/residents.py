@@ -1,7 +1,8 @@
 """The engines that have memory, and those that want it: what `residency` decides is found out here, and carried out.
 
 An engine asks for a *stay* before it takes memory, and gives it back at its end. One task looks at all of them whenever
-something has happened, or once a second while somebody waits: how much is free, who waits for whom, who is idle.
+something has happened, or once a second while somebody waits: how much is free, who waits for whom, who is idle. It
+asks a driver once for all of them.
 """
 
 import asyncio
@@ -123,7 +124,9 @@ class Residents:
                     await self._has_moved.wait()
                     continue
                 bidding = [each for each in self._stays.values() if each.is_bidding]
-                await asyncio.gather(*(each.look() for each in bidding))
+                there = await self._facts.devices({each.device for each in bidding})
+                for each in bidding:
+                    each.see(there)
                 again_at = self._look(time.monotonic())
                 await self._wait(min(again_at - time.monotonic(), TICK_S if bidding else math.inf), bool(bidding))
 

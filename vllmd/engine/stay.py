@@ -16,6 +16,7 @@ from vllmd.about import about
 from vllmd.engine import fitting
 from vllmd.engine.causes import Cause
 from vllmd.engine.fit import Answer, Need, Question, Room, gib, judge, need
+from vllmd.engine.fitting import Devices
 from vllmd.engine.plan import Plan
 from vllmd.engine.residence import Facts, Owner
 from vllmd.engine.tasks import start
@@ -65,6 +66,8 @@ class Stay:
         self.is_inheriting = False
         """Whether it has memory of which nobody knows yet how much."""
         self.is_over = False
+        self.device = ""
+        """What its environment's vLLM serves from (`fitting.device_of`)."""
         self.since = 0.0
         self.short_since: float | None = None
         self.ready_at: float | None = None
@@ -75,7 +78,6 @@ class Stay:
         self._facts = facts
         self._answer: asyncio.Future[Verdict | None] | None = None
         self._question: Question | None = None
-        self._device = ""
         self._holding: ExitStack | None = None
         self._learning: asyncio.Task[None] | None = None
         self._is_known = asyncio.Event()
@@ -142,7 +144,7 @@ class Stay:
             SleepError: there will be no room.
         """
         await self._is_known.wait()  # who wakes at once was adopted a moment ago
-        await self.look()  # what it saw last may be hours old
+        await self._look()  # what it saw last may be hours old
         self.is_here = False
         self.let_in()
         try:
@@ -191,7 +193,7 @@ class Stay:
     @property
     def can_sleep(self) -> bool:
         """Whether its engine was started with sleep mode: vLLM has none on a CPU, and nobody could see it there."""
-        return self._device == fitting.GPU and bool(self.owner.plan.model.sleep_level)
+        return self.device == fitting.GPU and bool(self.owner.plan.model.sleep_level)
 
     @property
     def is_asleep(self) -> bool:
@@ -230,10 +232,10 @@ class Stay:
         room = self._question.room if self._question else None
         return room if isinstance(room, Room) else None
 
-    async def look(self) -> None:
-        """Looks at the memory of its devices."""
+    def see(self, there: Devices) -> None:
+        """Takes note of the memory of its devices, of all that were looked at."""
         if self._question is not None:
-            room = await self._facts.room_of(self.owner.plan, self._device, self._question.wants)
+            room = self._facts.room_of(self.owner.plan, self.device, self._question.wants, there)
             self._question = replace(self._question, room=room)
 
     def _warn(self) -> None:
@@ -283,7 +285,7 @@ class Stay:
 
     async def _find_out(self, plan: Plan, root: Path) -> None:
         """What it needs; nothing is known of a model whose files are nonsense: what cannot be judged is started."""
-        self._device = await asyncio.to_thread(self._facts.device_of, plan, root)
+        self.device = await asyncio.to_thread(self._facts.device_of, plan, root)
         try:
             self._question = await self._facts.question_of(plan, root)
             self.need = need(self._question) if plan.model.fit != "off" else Need()
@@ -315,8 +317,11 @@ class Stay:
             self._answer = None
             self._moved(self)
 
+    async def _look(self) -> None:
+        self.see(await self._facts.devices({self.device}))
+
     async def _free(self) -> int:
-        await self.look()
+        await self._look()
         if self.room is None:
             raise SleepError("nobody says how much memory is free, so that sleep could not be told from a lie")
         return self.room.free

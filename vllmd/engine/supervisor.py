@@ -56,6 +56,7 @@ from vllmd.lifecycle import (
     Spawn,
     State,
     Terminate,
+    Timer,
     TimerFired,
     Unload,
     Verdict,
@@ -176,6 +177,11 @@ class Supervisor:
         if self._holds and self.engine.state is State.READY:
             return self._holds[-1]
         return self.status.sentence()
+
+    @property
+    def pause_s(self) -> float | None:
+        """Seconds until the next start is tried, while it is put off; None otherwise."""
+        return self._timers.left_s(Timer.BACKOFF)
 
     @property
     def on_demand(self) -> bool:

@@ -34,7 +34,6 @@ _SETTLED = (State.READY, State.ASLEEP, State.STOPPED, State.FAILED)
 _NUMBER = re.compile("[0-9]{1,18}")
 _EVENTS: dict[type, str] = {ModelStatus: "model", JobStatus: "job", Continued: "continued", Incident: "incident"}
 _ORDERS: dict[str, Event] = {"load": Load(ordered=True), "unload": Unload(), "restart": Restart()}
-_SICK = (State.UNHEALTHY, State.BACKOFF, State.FAILED)
 
 
 class Control:
@@ -79,8 +78,7 @@ class Control:
         """200 only while the default model answers with tokens, or would when its turn in memory has come; why it does
         not is none of a stranger's business."""
         supervisor = self._supervisors[self._current.config.default_model]
-        state = supervisor.engine.state
-        if state is State.READY or (supervisor.on_demand and state not in _SICK):
+        if supervisor.status.is_available:
             return json_response({"status": "ready", "model": supervisor.name})
         if request.get(IS_STRANGER):
             raise NotReady("the service is not ready", "a key shows the reason", retry_after_s(supervisor))

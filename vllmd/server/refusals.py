@@ -12,6 +12,9 @@ RETRY_AFTER_S = 5
 LONGEST_RETRY_AFTER_S = 600
 """However long a load will take: it may fail, or be quicker than the last one."""
 
+LONGEST_PAUSE_S = 60
+"""However long the next try is put off: an administrator may order one before."""
+
 
 def not_ready(supervisor: Supervisor) -> Unavailable:
     """Why the model of `supervisor` cannot answer now, as an error."""
@@ -63,6 +66,13 @@ def at_its_limit(who: str, what: str, limit: int) -> Unavailable:
 
 
 def retry_after_s(supervisor: Supervisor) -> int:
-    """When it makes sense to ask again, in seconds: after the load, if it is known how long that will take."""
-    left_s = supervisor.status.eta_s
-    return RETRY_AFTER_S if left_s is None else min(max(math.ceil(left_s), 1), LONGEST_RETRY_AFTER_S)
+    """When it makes sense to ask again, in seconds: after the load, if it is known how long that will take; not before
+    it is tried again, where it is put off; and where others are away, as seldom as they are asked."""
+    engine, left_s = supervisor.engine, supervisor.status.eta_s
+    if (pause_s := supervisor.pause_s) is not None:
+        return min(math.ceil(pause_s) + RETRY_AFTER_S, LONGEST_PAUSE_S)
+    if left_s is not None:
+        return min(max(math.ceil(left_s), 1), LONGEST_RETRY_AFTER_S)
+    if engine.state is State.STARTING and engine.setbacks:
+        return min(max(math.ceil(supervisor.policy.backoff_s(engine.setbacks)), RETRY_AFTER_S), LONGEST_PAUSE_S)
+    return RETRY_AFTER_S

@@ -29,7 +29,16 @@ from vllmd.server.calls import Calls
 log = logging.getLogger(__name__)
 
 _AWAY = (State.STOPPED, State.DOZING, State.ASLEEP)
-_NO_MEMORY = (Cause.DOES_NOT_FIT, Cause.MEMORY_NOT_FREE)
+_NO_MEMORY = (
+    Cause.DOES_NOT_FIT,
+    Cause.MEMORY_NOT_FREE,
+    Cause.OUT_OF_GPU_MEMORY,
+    Cause.OUT_OF_MEMORY,
+    Cause.NO_KV_CACHE,
+    Cause.KILLED_FOR_MEMORY,
+)
+"""What may be otherwise when the engine that serves has ended; if it is not, the trial in its place shows that."""
+
 _OUTCOMES = (State.READY, State.BACKOFF, State.FAILED)
 
 
