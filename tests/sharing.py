@@ -6,7 +6,7 @@ SYSTEM = "tests/system/"
 """Containers with a systemd in them, and the real vLLM, which takes all cores and gigabytes."""
 
 
-class Sharing(LoadFileScheduling):
+class Sharing(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
     """Gives a file's tests, which share daemons, to one worker; and those of `SYSTEM` as if they were one file.
 
     The workers take the files in the order in which they are collected.
