@@ -3,6 +3,7 @@
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from daemons import LAUNCHERS, Daemon, running
 from hypothesis import HealthCheck, settings
 from loopback_hub import LoopbackHub, serving
 from pulls import MODEL, REPO, TOKEN
+from sharing import Sharing, longest_first
 from waiting import until_sync
+from xdist.remote import Producer
 
 from vllmd.routes import PROMPT
 
@@ -19,18 +22,34 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing:
+    """Which worker gets which tests."""
+    return Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the longest."""
+    items.sort(key=lambda item: longest_first(item.nodeid))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs the tests of the shared daemon on either event loop, or on those that their module names in LOOPS."""
     if "shared_daemon" in metafunc.fixturenames:
         loops = getattr(metafunc.module, "LOOPS", tuple(LAUNCHERS))
-        metafunc.parametrize("shared_daemon", loops, indirect=True, scope="session")
+        metafunc.parametrize("shared_daemon", loops, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
-def shared_daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+def on_loop() -> Iterator[Callable[[str], Daemon]]:
+    """One daemon for each event loop, from the first test on that asks for it, in whatever order tests come."""
+    with ExitStack() as stack:
+        yield cache(lambda loop: stack.enter_context(running(Daemon(loop=loop))))
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(request: pytest.FixtureRequest, on_loop: Callable[[str], Daemon]) -> Daemon:
     """One daemon for all tests that leave it as they find it."""
-    with running(Daemon(loop=request.param)) as daemon:
-        yield daemon
+    return on_loop(request.param)
 
 
 @pytest.fixture

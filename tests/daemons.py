@@ -200,7 +200,7 @@ class Daemon:
         env = {
             "FAKE_CONTROL": str(self.folder / "control"),
             "FAKE_JOURNAL": str(self.folder / "journal"),
-            "FAKE_LIFE_S": "300",
+            "FAKE_LIFE_S": "7200",  # longer than all tests take: one daemon may serve many
         }
         return {"model": "models/tiny", "args": dict(args or {}), "env": env}
 

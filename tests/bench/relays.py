@@ -1,7 +1,6 @@
 """The relays that are measured, each started afresh, and the ways through them."""
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from daemons import free_port
 from waiting import descendants, until_sync
 
 from bench import asking, nginx
@@ -220,13 +220,6 @@ def _until_it_answers(process: subprocess.Popen[bytes], way: Way, log: Path) -> 
         until_sync(has_answered, f"{way.name} to answer", READY_WITHIN_S)
     except AssertionError as error:
         raise SystemExit(f"bench: {error}\n{log.read_text(errors='replace')[-4000:]}") from None
-
-
-def free_port() -> int:
-    """A TCP port that nobody had a moment ago."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def told(engine: str) -> Mapping[str, int]:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import httpx2
 import openai
 import prepare
 import pytest
+from daemons import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import descendants, until_sync
 
@@ -69,9 +69,7 @@ class Service:
 def service() -> Iterator[Service]:
     model = asyncio.run(prepare.prepare(demo.STATE, print))
     directory = Path(tempfile.mkdtemp(prefix="vr"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = directory / "vllmd.toml"
     config.write_text(demo.configuration(model, state=demo.STATE, runtime=directory, port=port))
     with (directory / "log").open("wb") as log:
