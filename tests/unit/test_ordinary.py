@@ -37,8 +37,8 @@ class Read:
     def __init__(self, data: bytes) -> None:
         loop = asyncio.new_event_loop()
         try:
-            bounds = {"max_line_size": 8190, "max_field_size": 8190, "max_headers": 128}
-            parser = HttpRequestParser(cast(BaseProtocol, _Protocol()), loop, 2**16, **bounds)
+            protocol = cast(BaseProtocol, _Protocol())
+            parser = HttpRequestParser(protocol, loop, 2**16, max_line_size=8190, max_field_size=8190, max_headers=128)
             ((self.message, self.content),), self.upgraded, self.tail = parser.feed_data(data)
         finally:
             loop.close()
