@@ -13,6 +13,7 @@ from vllmd.limits import Limits
 from vllmd.server.access import Identity
 from vllmd.server.bodies import read_body
 from vllmd.server.calls import Calls
+from vllmd.server.clients import Client
 from vllmd.server.finish import Finish
 from vllmd.server.middleware import guarded
 from vllmd.server.reply import Reply
@@ -274,6 +275,38 @@ async def test_an_idle_connection_is_closed() -> None:
     await until(lambda: wire.is_closed, "it to be closed")
 
 
+async def test_one_that_does_not_take_its_answer_is_cut_off() -> None:
+    house = House(idle_s=0.05)
+    wire = house.connect()
+    wire.protocol.pause_writing()
+    wire.say(request(b"1"))
+    await until(lambda: wire.is_aborted, "it to be cut off")
+
+
+async def test_one_whose_request_is_nearly_here_is_not_idle() -> None:
+    house = House(idle_s=HOLD_S / 10)
+    wire = house.connect()
+    wire.say(request(b"12345")[:-2])
+    await until(lambda: wire.is_closed or house.taken, f"{HOLD_S} s to be over")
+    assert house.taken
+
+
+async def test_aiohttp_does_not_begin_to_wait_anew() -> None:
+    loop, wire = asyncio.get_running_loop(), Wire()
+    house = House(idle_s=3600.0)
+    due = Shortcut(house, loop).patient_until - house.idle_s
+    assert due <= loop.time()
+    client = Client(Identity("somebody"), due, lambda client: None, web.Server(_never), loop=loop)
+    client.connection_made(wire)
+    client.data_received(b"GET /half HTTP/1.1\r\n")
+    await until(lambda: wire.is_closed, "it to be closed")
+    client.connection_lost(None)
+
+
+async def _never(request: web.BaseRequest) -> web.Response:
+    raise AssertionError("nothing whole was asked")
+
+
 async def test_one_that_waits_for_its_answer_is_not_idle() -> None:
     house = House(idle_s=0.05)
     wire, other = house.connect(), house.connect()
@@ -309,6 +342,32 @@ async def test_a_shutdown_ends_what_does_not_end_by_itself() -> None:
     await wire.protocol.shutdown(0.01)
     await until(lambda: house.cancelled == 1, "its handler to be cancelled")
     assert wire.is_aborted
+
+
+async def test_a_shutdown_sees_broken_off_handlers_to_their_end() -> None:
+    house = House()
+    wire = house.connect()
+    house.may_answer.clear()
+    wire.say(request(b"1"))
+    await until(lambda: house.asked_for == [b"1"], "the request")
+    await wire.protocol.shutdown(0.01)
+    assert house.cancelled == 1
+
+
+async def test_closing_waits_for_a_request_that_is_nearly_here() -> None:
+    house, said = House(), request(b"12345")
+    wire, odd, late = house.connect(), house.connect(), house.connect()
+    for each in (wire, odd, late):
+        each.say(said[:-2])
+        each.protocol.close()
+        assert not each.is_closed
+    wire.say(said[-2:])
+    await until(lambda: wire.is_closed, "it to be closed after its answer")
+    assert wire.answers == [b"12345"]
+    odd.say(said[-2:-1])
+    assert odd.is_closed
+    await until(lambda: late.is_closed, f"{HOLD_S} s to be over")
+    assert not house.taken, "aiohttp would wait for what it will not read"
 
 
 async def test_who_finds_no_room_is_told_so_and_heard_no_more() -> None:

@@ -1,5 +1,6 @@
 """A connection on which something has come that is not ordinary: aiohttp's protocol, with this service's manners."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -16,19 +17,29 @@ class Client(web.RequestHandler):
 
     Args:
         peer: who is at the other end; of TCP, the address.
+        head_by: when the head of the first request must be here, in the loop's seconds.
         on_left: called when it is over.
         server, settings: aiohttp's.
     """
 
-    __slots__ = ("_is_held", "_on_left", "peer")
+    __slots__ = ("_head_by", "_is_held", "_on_left", "peer")
 
     def __init__(
-        self, peer: Identity, on_left: Callable[["Client"], None], server: web.Server, **settings: Any
+        self, peer: Identity, head_by: float, on_left: Callable[["Client"], None], server: web.Server, **settings: Any
     ) -> None:
         super().__init__(server, **settings)
         self.peer = peer
+        self._head_by = head_by
         self._on_left = on_left
         self._is_held = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Goes on to wait for the first request. aiohttp would begin to; the clock that it sets looks too late."""
+        super().connection_made(transport)
+        if self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+        self._next_keepalive_close_time = self._head_by
+        self._keepalive_handle = self._loop.call_at(self._head_by, self._process_keepalive)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """It is over."""

@@ -154,6 +154,7 @@ class _Entrance:
         self._on_shortcut.discard(connection)
         client = Client(
             connection.peer,
+            connection.patient_until,
             self.left,
             self._server,
             loop=asyncio.get_running_loop(),

@@ -13,14 +13,17 @@ from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 HEAD_BYTES = 8 * 1024
+HEADERS = 64
+"""aiohttp takes twice as many."""
+
 BODY_BYTES = 64 * 1024
 """A longer one comes in many reads, and how fast it comes has to be watched."""
 
-_LINE = re.compile(r"POST (/[!-~]*) HTTP/1\.1")
+_LINE = re.compile(r"POST (/[!\"$-~]*) HTTP/1\.1")  # all that is visible but a fragment's #
 _END = b"\r\n\r\n"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
-_ODD = frozenset({"content-encoding", "expect", "te", "trailer", "transfer-encoding", "upgrade"})
-"""What changes how a body or a connection is to be read."""
+_ODD = frozenset({"content-encoding", "expect", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"})
+"""What changes how a body or a connection is to be read; some parsers take the third for `Connection`."""
 
 
 class Ordinary(NamedTuple):
@@ -45,7 +48,7 @@ def glance(data: bytes) -> Ordinary | None:
     if not end or len(head) > HEAD_BYTES or not head.isascii():
         return None
     line, *lines = head.decode("ascii").split("\r\n")
-    if (path := _path(line)) is None or (headers := _headers(lines)) is None:
+    if len(lines) > HEADERS or (path := _path(line)) is None or (headers := _headers(lines)) is None:
         return None
     length = _length(headers)
     if length is None or len(body) > length:

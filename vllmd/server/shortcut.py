@@ -130,7 +130,8 @@ class Shortcut(BaseProtocol):
         self._is_leaving = False
         self._held = b""
         """What has come and waits: for the rest of its body, or for the answer before it."""
-        self._idle_since = loop.time()
+        self._idle_since: float | None = loop.time()
+        """Since when it is the client's turn: to ask, or to take its answer. None while a request is here."""
         self._clock: asyncio.TimerHandle | None = None
         self._rest: asyncio.TimerHandle | None = None
 
@@ -172,7 +173,9 @@ class Shortcut(BaseProtocol):
         handler = self.inside.way.handlers.get(ordinary.path) if ordinary else None
         if ordinary is None or handler is None or (ordinary.lacks and self._held):
             self._hand_over(data)
-        elif ordinary.lacks:
+            return
+        self._idle_since = None
+        if ordinary.lacks:
             self._held = data
             self._rest = self._loop.call_later(HOLD_S, self._rest_is_late)
         else:
@@ -194,9 +197,12 @@ class Shortcut(BaseProtocol):
         self._hand_over(self._held)
 
     def _hand_over(self, data: bytes) -> None:
-        """The connection is aiohttp's from now on."""
+        """The connection is aiohttp's from now on, unless it is at its end anyway."""
         transport = self.transport
         assert transport is not None, "somebody is there who has said something"
+        if self._is_leaving:
+            transport.close()
+            return
         self._stop_clocks()
         client = self.inside.taken_over(self)
         self.transport = None
@@ -212,6 +218,7 @@ class Shortcut(BaseProtocol):
         request = self._request(ordinary)
         try:
             answer = await self.inside.way.guard(request, handler)
+            self._idle_since = self._loop.time()
             await self._write(request, answer)
         except ConnectionError:
             return  # the client has left
@@ -249,7 +256,6 @@ class Shortcut(BaseProtocol):
         if self._is_leaving:
             self.transport.close()
             return
-        self._idle_since = self._loop.time()
         if self._held:
             held, self._held = self._held, b""
             self.transport.resume_reading()
@@ -258,30 +264,34 @@ class Shortcut(BaseProtocol):
     # ── its end ──
 
     def close(self) -> None:
-        """Hangs up once nothing is under way."""
+        """Hangs up once nothing is under way, or about to come whole."""
         self._is_leaving = True
-        if self._serving is None and self.transport is not None:
+        if self._serving is None and self._rest is None and self.transport is not None:
             self.transport.close()
 
     async def shutdown(self, timeout_s: float) -> None:
-        """Hangs up; an answer that is under way gets that long."""
+        """Hangs up; an answer that is under way gets that long, and as long to break off."""
         self.close()
-        if self._serving is not None:
-            await asyncio.wait([self._serving], timeout=timeout_s)
-        if self._serving is not None:
-            self._serving.cancel()
+        if (serving := self._serving) is not None:
+            await asyncio.wait([serving], timeout=timeout_s)
+            serving.cancel()
+            await asyncio.wait([serving], timeout=timeout_s)
         self._abort()
 
     def _abort(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 
+    @property
+    def patient_until(self) -> float:
+        """When the client will have been idle for too long, in the loop's seconds."""
+        since = self._loop.time() if self._idle_since is None else self._idle_since
+        return since + self.inside.idle_s
+
     def _look_at_clock(self) -> None:
         """Hangs up on who has been idle for too long. One timer each, which looks again when that may be."""
-        idle_until = self._loop.time() if self._serving else self._idle_since
-        idle_until += self.inside.idle_s
-        if idle_until > self._loop.time():
-            self._clock = self._loop.call_at(idle_until, self._look_at_clock)
+        if self.patient_until > self._loop.time():
+            self._clock = self._loop.call_at(self.patient_until, self._look_at_clock)
         else:
             self._abort()  # which closes as well, where nothing waits for a client that does not read
 
