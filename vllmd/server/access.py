@@ -55,7 +55,7 @@ IS_STRANGER = web.RequestKey("is_stranger", bool)
 
 
 class Known(Protocol):
-    """A connection that knows who is at its other end (`clients.Client`)."""
+    """A connection that knows who is at its other end (`shortcut`, `clients`)."""
 
     peer: Identity
 

@@ -45,7 +45,7 @@ class Told(Protocol):
 
 
 class Limited(Protocol):
-    """Who keeps the limits of clients (`accounts`, `clients`)."""
+    """Who keeps the limits of clients (`accounts`, `census`)."""
 
     def change(self, limits: Limits) -> None:
         """Other ones hold from now on."""
