@@ -7,14 +7,15 @@ SYSTEM = "tests/system/"
 
 
 class Sharing(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
-    """Gives a file's tests, which share daemons, to one worker; and those of `SYSTEM` as if they were one file.
-
-    The workers take the files in the order in which they are collected.
-    """
+    """Gives each unit to one worker, in the order in which the tests are collected."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
-        return SYSTEM if file.startswith(SYSTEM) else file
+        return unit_of(nodeid)
+
+
+def unit_of(nodeid: str) -> str:
+    """What is not divided: the tests of a file, which share daemons, and those of `SYSTEM` as if they were one file."""
+    return SYSTEM if nodeid.startswith(SYSTEM) else nodeid.partition("::")[0]
 
 
 def longest_first(nodeid: str) -> bool:
