@@ -11,13 +11,14 @@ from waiting import until
 from vllmd.errors import TooMany, Unavailable
 from vllmd.limits import Limits
 from vllmd.server.access import Identity
+from vllmd.server.asked import Way
 from vllmd.server.bodies import read_body
 from vllmd.server.calls import Calls
 from vllmd.server.clients import Client
 from vllmd.server.finish import Finish
 from vllmd.server.middleware import guarded
 from vllmd.server.reply import Reply
-from vllmd.server.shortcut import BEHIND_BYTES, HOLD_S, Shortcut, Way
+from vllmd.server.shortcut import BEHIND_BYTES, HOLD_S, Shortcut
 
 
 def request(body: bytes = b"{}", path: str = "/ask") -> bytes:
@@ -175,13 +176,16 @@ async def test_a_request_in_two_pieces(at: int) -> None:
         assert house.taken[0].said == said, "half a head is aiohttp's to wait for"
 
 
-async def test_a_body_that_comes_bit_by_bit_is_aiohttps() -> None:
+async def test_a_body_that_comes_bit_by_bit() -> None:
     house, said = House(), request(b"12345")
     wire = house.connect()
+    wire.say(said[:-5])
     for at in range(len(said) - 5, len(said)):
-        wire.say(said[at : at + 1] if at > len(said) - 5 else said[: at + 1])
-    assert house.taken[0].said == said
-    assert not house.asked_for
+        assert not house.asked_for
+        wire.say(said[at : at + 1])
+    await answered(wire)
+    assert wire.answers == [b"12345"]
+    assert not house.taken
 
 
 async def test_a_body_whose_rest_is_late_is_aiohttps() -> None:

@@ -12,6 +12,7 @@ from vllmd.engine.incidents import archive_in
 from vllmd.sections import Current
 from vllmd.server import middleware
 from vllmd.server.admission import OPEN, only_with_a_key
+from vllmd.server.asked import SHORTCUT, Serve, Way
 from vllmd.server.assets import FOLDER, Assets, read
 from vllmd.server.control import Control
 from vllmd.server.finish import Finish
@@ -27,7 +28,6 @@ from vllmd.server.reload import Reload
 from vllmd.server.reply import Reply
 from vllmd.server.requests import Requests
 from vllmd.server.service import Service
-from vllmd.server.shortcut import SHORTCUT, Serve, Way
 from vllmd.server.stored import Stored
 from vllmd.server.unambiguous import unambiguous
 from vllmd.server.upgrade import Upgrade

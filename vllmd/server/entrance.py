@@ -17,10 +17,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from vllmd.errors import Unavailable
 from vllmd.server.access import Identity
+from vllmd.server.asked import SHORTCUT
 from vllmd.server.census import Census
 from vllmd.server.clients import Client
 from vllmd.server.middleware import CHECKS
-from vllmd.server.shortcut import SHORTCUT, Shortcut
+from vllmd.server.shortcut import Shortcut
 from vllmd.server.sockets import BACKLOG
 
 AT_ONCE = 16

@@ -12,12 +12,12 @@ from vllmd.sections import Current
 from vllmd.server import demands
 from vllmd.server.access import Identity, identify
 from vllmd.server.accounts import Accounts
+from vllmd.server.asked import Serve
 from vllmd.server.bodies import choose_model, json_response, make_call, read_body, read_json
 from vllmd.server.calls import Call
 from vllmd.server.doors import PlainDoor
 from vllmd.server.relay import Relay
 from vllmd.server.reply import Answer
-from vllmd.server.shortcut import Serve
 
 INFERENCE = (
     routes.CHAT_COMPLETIONS,

@@ -1,61 +1,35 @@
 """The way of ordinary requests for inference: nearly everything that is asked, and without most of what that costs.
 
 A connection begins here. As long as nothing but ordinary requests (`ordinary`) comes on it, they go straight to their
-handlers: past aiohttp's parser, its queue, its router and two of its tasks, which cost a short request more than all
-that vllmd does with it, and an open stream memory. With the first other bytes the connection becomes aiohttp's, for
-good (`clients.Client`). Handlers and checks are the same for both, and so are the answers.
+handlers: past aiohttp's parser, its queue, its router and two of its tasks, which take a third of a short request's
+time, and of an open stream's memory. With the first other bytes the connection becomes aiohttp's, for good
+(`clients.Client`). Handlers and checks are the same for both, and so are the answers.
 """
 
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Coroutine
+from contextvars import Context
 from typing import Any, Protocol, cast
 
-from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.tcp_helpers import tcp_keepalive
-from yarl import URL
 
 from vllmd.errors import Unavailable
 from vllmd.server.access import Identity, at_the_end_of
+from vllmd.server.asked import Asked, Serve, Way, asked
 from vllmd.server.census import turn_away
-from vllmd.server.finish import Finish
-from vllmd.server.middleware import Guard
 from vllmd.server.ordinary import Ordinary, glance
 from vllmd.server.reply import Answer, Reply
 
 log = logging.getLogger(__name__)
 
 HOLD_S = 0.2
-"""So long the rest of a body is waited for here: many clients write it apart from the head, in the same breath."""
+"""So long the rest of a body is waited for here: many clients write it apart from the head, and a network cuts it."""
 
 BEHIND_BYTES = 64 * 1024
 """Of what a client sends before it has its answer; with more, it is not read from."""
-
-Serve = Callable[[web.BaseRequest], Awaitable[Answer]]
-
-
-@dataclass(frozen=True)
-class Way:
-    """Where ordinary requests go, and what surrounds them there.
-
-    Args:
-        handlers: by path; for other paths there is no shortcut.
-        guard: makes the checks, and an answer of every failure.
-        finish: puts on answers what they bear.
-    """
-
-    handlers: Mapping[str, Serve]
-    guard: Guard
-    finish: Finish
-
-
-SHORTCUT = web.AppKey("shortcut", Way)
-"""An application's."""
 
 
 class Inside(Protocol):
@@ -81,31 +55,6 @@ class Inside(Protocol):
 
     def taken_over(self, connection: "Shortcut") -> asyncio.Protocol:
         """Somebody has said something that is not ordinary: returns who deals with them from now on."""
-
-
-class Asked(web.BaseRequest):
-    """An ordinary request, as its handler sees it."""
-
-    async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        """Finishes an answer before its head leaves, as the application's signal does for others."""
-        cast(Shortcut, self.protocol).inside.way.finish.response(self, response)
-
-
-class Whole:
-    """A body that is there. The part of aiohttp's reader that is asked for, and no more."""
-
-    __slots__ = ("_body",)
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def is_eof(self) -> bool:
-        """Nothing more comes."""
-        return True
-
-    def read_nowait(self) -> bytes:
-        """All of it."""
-        return self._body
 
 
 class Shortcut(BaseProtocol):
@@ -134,6 +83,11 @@ class Shortcut(BaseProtocol):
         """Since when it is the client's turn: to ask, or to take its answer. None while a request is here."""
         self._clock: asyncio.TimerHandle | None = None
         self._rest: asyncio.TimerHandle | None = None
+
+    @property
+    def way(self) -> Way:
+        """Where its requests go."""
+        return self.inside.way
 
     # ── what the loop calls ──
 
@@ -171,13 +125,13 @@ class Shortcut(BaseProtocol):
     def _look_at(self, data: bytes) -> None:
         ordinary = glance(data)
         handler = self.inside.way.handlers.get(ordinary.path) if ordinary else None
-        if ordinary is None or handler is None or (ordinary.lacks and self._held):
+        if ordinary is None or handler is None:
             self._hand_over(data)
             return
         self._idle_since = None
         if ordinary.lacks:
             self._held = data
-            self._rest = self._loop.call_later(HOLD_S, self._rest_is_late)
+            self._rest = self._rest or self._loop.call_later(HOLD_S, self._rest_is_late)
         else:
             self._held = b""
             self._stop_waiting_for_rest()
@@ -215,7 +169,7 @@ class Shortcut(BaseProtocol):
     # ── what is answered ──
 
     async def _serve(self, ordinary: Ordinary, handler: Serve) -> None:
-        request = self._request(ordinary)
+        request = asked(ordinary, self, self._loop)
         try:
             answer = await self.inside.way.guard(request, handler)
             self._idle_since = self._loop.time()
@@ -242,13 +196,6 @@ class Shortcut(BaseProtocol):
             if self.writing_paused:
                 await request.writer.drain()
 
-    def _request(self, ordinary: Ordinary) -> Asked:
-        path, headers, body, _ = ordinary
-        message = RawRequestMessage("POST", path, HttpVersion11, headers, (), False, None, False, False, _url(path))
-        content, protocol = cast(StreamReader, Whole(body)), cast(web.RequestHandler, self)
-        nobody = cast("asyncio.Task[None]", None)  # whom aiohttp would cancel
-        return Asked(message, content, protocol, StreamWriter(self, self._loop), nobody, self._loop)
-
     def _go_on(self) -> None:
         """Takes the next request, if it has come already."""
         if self.transport is None:
@@ -259,7 +206,7 @@ class Shortcut(BaseProtocol):
         if self._held:
             held, self._held = self._held, b""
             self.transport.resume_reading()
-            self._look_at(held)
+            Context().run(self._look_at, held)  # whatever is logged from here on is not about the last request
 
     # ── its end ──
 
@@ -311,8 +258,3 @@ def _begun(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> 
     if sys.version_info >= (3, 12):
         return asyncio.Task(work, loop=loop, eager_start=True)
     return loop.create_task(work)
-
-
-@lru_cache(maxsize=64)
-def _url(path: str) -> URL:
-    return URL.build(path=path, encoded=True)
