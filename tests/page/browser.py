@@ -130,8 +130,8 @@ class Tab:
         self.until_done(answer)
         return answer
 
-    def until_done(self, answer: Locator) -> None:
-        expect(answer.locator(".under .tools")).to_be_attached()
+    def until_done(self, answer: Locator, patience_ms: float = PATIENCE_MS) -> None:
+        expect(answer.locator(".under .tools")).to_be_attached(timeout=patience_ms)
         expect(self.page.locator("#stop")).to_be_hidden()
 
     @property

@@ -34,8 +34,8 @@ MESSAGES = {
     "cut-inside": CLOSED,
     "eof": UNFINISHED,
 }
-PACE: dict[str, Any] = {"tokens_per_s": 100}
-"""So that something is out before a fault comes; else the request would be sent again."""
+PACE: dict[str, Any] = {"tokens_per_s": 25}
+"""So that something is out before a fault comes, on a busy machine too; else the request would be sent again."""
 
 ABORTED_RESPONSE = "on /v1/responses vLLM itself calls an aborted answer completed (responses/serving.py)"
 
