@@ -14,7 +14,8 @@ FRAMES = 4096
 """Reads of fewer bytes than this are recognised as one chunk by a look at `HEADS`."""
 
 TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
-FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):(" + TEXT + rb")")
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+FIELD = re.compile(rb"(" + TOKEN + rb"):(" + TEXT + rb")")
 """A line of a head, or a trailer: a name and a value."""
 
 CRLF = b"\r\n"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, cast
 
-from vllmd.engine.body import FIELD, TEXT, Body, Chunks, Lines, NotHttp, Sized
+from vllmd.engine.body import FIELD, TEXT, TOKEN, Body, Chunks, Lines, NotHttp, Sized
 
 HEAD_BYTES = 64 * 1024
 """A longer head is none."""
@@ -18,7 +18,7 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 
 _METHOD = re.compile(r"[A-Z]+")
 _TARGET = re.compile(r"[!-~\x80-\U0010ffff]+")
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_NAME = re.compile(TOKEN.decode())
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _OWN = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"})
 """Headers that are the connection's own business."""

@@ -1,6 +1,5 @@
 """The route table, and what stands around it: everything that is served, on one screen."""
 
-from collections.abc import Mapping
 from functools import wraps
 from pathlib import Path
 
@@ -47,13 +46,16 @@ def build(service: Service, reload: Reload, addresses: tuple[str, ...]) -> web.A
     control = Control(current, supervisors, service.feed, service.jobs, service.calls, service.accounts, addresses)
     logs = Logs(current, supervisors)
 
-    app, asking = _guarded(service), _asking(service)
-    app[SHORTCUT] = _past_aiohttp(service, asking)
+    openai = OpenAI(service.relay, supervisors, current, service.accounts)
+    checks, finish, asking = _checks(service), Finish(service.calls), _asking(service, openai)
+    app = _guarded([unambiguous, *checks], finish)
+    app[SHORTCUT] = Way(asking, middleware.guarded(checks), finish)  # what is ordinary is not ambiguous
     app.on_shutdown.extend((control.dismiss, logs.dismiss))
     app.add_routes(
         [
             *(web.post(path, _by_aiohttp(handler)) for path, handler in asking.items()),
-            *_listing(service),
+            web.get(routes.MODELS, openai.models),
+            web.get(routes.MODELS + "/{name:.+}", openai.model),
             *_page(current),
             *_watching(service, control, logs),
             *_maintaining(service, reload),
@@ -63,24 +65,14 @@ def build(service: Service, reload: Reload, addresses: tuple[str, ...]) -> web.A
     return app
 
 
-def _asking(service: Service) -> dict[str, Serve]:
+def _asking(service: Service, openai: OpenAI) -> dict[str, Serve]:
     """Whatever asks a model for something, by its path: all of them are POST."""
     prompt = Prompt(service.relay, service.current, service.accounts)
-    openai = _openai(service)
     return {
         **{path: openai.infer(path) for path in INFERENCE},
         routes.PROMPT: prompt.prompt,
         routes.WORKFLOW_RUNS: prompt.workflow_run,
     }
-
-
-def _listing(service: Service) -> list[web.RouteDef]:
-    openai = _openai(service)
-    return [web.get(routes.MODELS, openai.models), web.get(routes.MODELS + "/{name:.+}", openai.model)]
-
-
-def _openai(service: Service) -> OpenAI:
-    return OpenAI(service.relay, service.supervisors, service.current, service.accounts)
 
 
 def _page(current: Current) -> list[web.RouteDef]:
@@ -144,21 +136,16 @@ def _models(service: Service, control: Control) -> list[web.RouteDef]:
     ]
 
 
-def _guarded(service: Service) -> web.Application:
+def _guarded(checks: list[middleware.Check], finish: Finish) -> web.Application:
     """An application without routes: what a request has to pass before those, and what its answer bears."""
-    checks = [unambiguous, *_checks(service)]
     app = web.Application(middlewares=[middleware.guarded(checks)])
     app[middleware.CHECKS] = checks
-    app.on_response_prepare.append(Finish(service.calls).signal)
+    app.on_response_prepare.append(finish.signal)
     return app
 
 
-def _past_aiohttp(service: Service, asking: Mapping[str, Serve]) -> Way:
-    """The same for ordinary requests, which are not `unambiguous` only, but plain."""
-    return Way(asking, middleware.guarded(_checks(service)), Finish(service.calls))
-
-
 def _checks(service: Service) -> list[middleware.Check]:
+    """What every request has to pass."""
     current = service.current
     open_to_all = OPEN | ({routes.METRICS} if current.config.metrics.access == "open" else set())
     return [only_known_hosts(current), only_with_a_key(service.keyring, service.accounts, open_to_all)]

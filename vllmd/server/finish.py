@@ -37,7 +37,7 @@ class Finish:
         self.response(request, response)
 
     def reply(self, request: web.BaseRequest, reply: Reply) -> bytes | None:
-        """An ordinary reply to an ordinary request as it is written, in a fifth of the time; None for any other."""
+        """An ordinary reply to an ordinary request as it is written at once; None for any other."""
         headers, body = reply.headers, reply.body
         is_usual = reply.status == 200 and _TYPE in headers and not reply.is_last
         if not is_usual or hdrs.ORIGIN in request.headers or self._calls.is_closed:

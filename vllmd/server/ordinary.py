@@ -12,6 +12,8 @@ from typing import NamedTuple
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
+from vllmd.engine.body import TOKEN
+
 HEAD_BYTES = 8 * 1024
 HEADERS = 64
 """aiohttp takes twice as many."""
@@ -21,7 +23,7 @@ BODY_BYTES = 64 * 1024
 
 _LINE = re.compile(r"POST (/[!\"$-~]*) HTTP/1\.1")  # all that is visible but a fragment's #
 _END = b"\r\n\r\n"
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
+_NAME, _NAME_CHARACTERS = re.compile(TOKEN.decode()), 64
 _ODD = frozenset({"content-encoding", "expect", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"})
 """What changes how a body or a connection is to be read; some parsers take the third for `Connection`."""
 
@@ -77,7 +79,8 @@ def _headers(lines: list[str]) -> CIMultiDict[str] | None:
 @lru_cache(maxsize=256)
 def _ordinary_name(name: str) -> istr | None:
     """The name of a header, which knows its lower case; None if it is odd, or no name."""
-    return istr(name) if _NAME.fullmatch(name) and name.lower() not in _ODD else None
+    is_name = len(name) <= _NAME_CHARACTERS and _NAME.fullmatch(name)
+    return istr(name) if is_name and name.lower() not in _ODD else None
 
 
 def _length(headers: CIMultiDict[str]) -> int | None:
